@@ -1,0 +1,53 @@
+# make demo   a talking video, out/demo.mp4, from a public-domain portrait
+# make test   style, types and tests
+#
+# Both make a virtual environment when there is none. Settings, for example `make demo PYTHON=python3.11`:
+#   PYTHON       the Python to make it with: 3.10, 3.11 or 3.12
+#   VENV         where it is
+#   TORCH_INDEX  a PyTorch wheel index, such as https://download.pytorch.org/whl/cpu for the CPU build alone
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+
+PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+MSSYNC := $(VENV)/bin/mssync
+
+.PHONY: demo test clean
+
+demo: out/demo.mp4
+	@echo "out/demo.mp4 is ready"
+
+out/demo.mp4: $(VENV)/.demo $(shell find mssync -name '*.py' -o -name '*.safetensors' -o -name '*.ogg')
+	@mkdir -p out
+	$(MSSYNC) demo -o $@
+
+test: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python -m pytest
+
+clean:
+	rm -rf out build dist .pytest_cache .ruff_cache .mypy_cache
+
+# One stamp an extra, as old as the pyproject.toml it was installed from.
+$(VENV)/.demo $(VENV)/.dev: $(VENV)/.%: $(VENV)/.torch pyproject.toml
+	@echo "installing mssync[$*] into $(VENV)"
+	$(PIP) --editable '.[$*]'
+	@# mediapipe's OpenCV needs libGL; where a machine has none, the headless build does the same work.
+	@$(VENV)/bin/python -c 'import cv2' 2>/dev/null || \
+		($(VENV)/bin/python -m pip uninstall --quiet --yes opencv-contrib-python && \
+		$(PIP) 'opencv-contrib-python-headless<4.12')
+	@touch $@
+
+$(VENV)/.torch: | $(VENV)/bin/python
+	@$(if $(TORCH_INDEX),$(PIP) --index-url '$(TORCH_INDEX)' 'torch>=2.6$(comma)<2.14')
+	@touch $@
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null || { \
+		echo "error: MS-Sync needs Python 3.10, 3.11 or 3.12, and $(PYTHON) is" \
+		"$$($(PYTHON) --version 2>/dev/null || echo not installed); try: make PYTHON=python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+comma := ,

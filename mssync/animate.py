@@ -1,0 +1,417 @@
+"""From a portrait and speech to frames: the crop, the generator, the reenactor, the full picture.
+
+A `Pipeline` holds the models; `load()` makes one. A clip's motion is held whole (240 bytes a frame), its
+pictures never: frames are made in small batches while they are asked for, however long the recording is.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mssync import weights
+from mssync.audio import SAMPLE_RATE, features, is_silent, load_audio, n_video_frames
+from mssync.errors import InputError, PathLike
+from mssync.faces import Box, Face, FaceMesh, crop, crop_box, largest_face, paste
+from mssync.motion import (
+    KEYPOINTS,
+    VALUES,
+    best_start,
+    control,
+    gaussian,
+    load_motion,
+    relative,
+    save_motion,
+)
+from mssync.reenact import SIZE, Reenactor
+from mssync.video import FPS, VideoReader, read_image
+
+if TYPE_CHECKING:
+    from mssync.generator import Generator
+
+MODELS = {"compact": weights.SHIPPED}  # a model is a folder with these two files
+REENACTOR_FILE, GENERATOR_FILE = "reenactor.safetensors", "generator.safetensors"
+REENACTORS = ("compact", "fomm")  # kinds of model files that draw faces
+DEVICES = ("cpu", "cuda", "mps")
+
+BATCH = 8  # frames rendered at once: enough to use two cores, little memory
+DETECT_EVERY = 5  # every how many frames a driving video is searched for the face, which fixes its crop
+MIN_SECONDS = 0.2  # the shortest speech: one window of the finest syncer
+MAX_PICTURE = 1920  # longest side of a video with the full picture, in pixels
+
+MAX_FACTOR = 2.0  # of head motion and expression
+MAX_SMOOTH = float(FPS)  # frames
+SIZES = (64, 1024)  # least and greatest side of a video, in pixels
+
+
+@dataclass(frozen=True)
+class Portrait:
+    """A picture made ready for any number of clips; see `Pipeline.portrait`."""
+
+    picture: np.ndarray  # (H, W, 3) uint8, at most MAX_PICTURE on its longest side
+    box: Box  # the part of it that is animated
+    pose: np.ndarray  # (10, 6)
+    state: Any  # what the reenactor computed of it once
+    size: tuple[int, int]  # height and width of the picture as it came
+
+
+class Frames(Iterator[np.ndarray]):
+    """Frames of a video, uint8 (height, width, 3) RGB at 25 a second, made as they are asked for.
+
+    `len(frames)` is their number in all, `motion` (T, 10, 6) what they show, `audio` float32 (n,) at 16 kHz
+    the sound that belongs to them, or None.
+    """
+
+    def __init__(
+        self,
+        frames: Iterator[np.ndarray],
+        motion: np.ndarray,
+        audio: np.ndarray | None,
+        reenactor: str,
+        source_size: tuple[int, int],
+    ) -> None:
+        self._frames, self.motion, self.audio = frames, motion, audio
+        self._reenactor, self._source_size = reenactor, source_size
+
+    def __len__(self) -> int:
+        return len(self.motion)
+
+    def __next__(self) -> np.ndarray:
+        return next(self._frames)
+
+    def save_motion(self, path: PathLike) -> None:
+        """Write the motion to a file that `Pipeline.render` and `mssync render` take."""
+        save_motion(path, self.motion, reenactor=self._reenactor, source_size=self._source_size)
+
+
+def load(model: PathLike = "compact", device: str = "cpu") -> Pipeline:
+    """Load a model.
+
+    model: "compact", which the package ships; or a folder with reenactor.safetensors and
+        generator.safetensors; or a reenactor's file alone (see `mssync convert`), which cannot animate, but
+        reenact.
+    device: "cpu", "cuda" (also "cuda:1", …) or "mps".
+    Raises InputError for an unknown model or device.
+    """
+    place = _device(device)
+    path = MODELS.get(str(model), Path(model))
+    if path.is_file():
+        reenactor_file, generator_file = path, None
+    elif (path / REENACTOR_FILE).is_file():
+        reenactor_file, generator_file = path / REENACTOR_FILE, path / GENERATOR_FILE
+    else:
+        known = ", ".join(sorted(MODELS))
+        raise InputError(
+            f"no model {str(model)!r}: give one of: {known}, a folder with {REENACTOR_FILE}, or such a file"
+        )
+    reenactor: Any
+    generator: Any = None
+    kind = "logfbank"
+    reenactor, metadata = weights.load_model(reenactor_file, place, REENACTORS)
+    if generator_file is not None and generator_file.is_file():
+        generator, about = weights.load_model(generator_file, place, ("generator",))
+        kind = about["config"].get("audio", kind)
+    return Pipeline(reenactor, generator, audio_kind=kind, name=metadata["kind"], device=place)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        if device.type not in DEVICES:
+            raise RuntimeError
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name!r} is not available here; try cpu") from error
+    return device
+
+
+class Pipeline:
+    """Makes portraits speak and move. `load()` is the usual way to one."""
+
+    def __init__(
+        self,
+        reenactor: Reenactor,
+        generator: Generator | None,
+        *,
+        audio_kind: str = "logfbank",
+        name: str = "compact",
+        device: torch.device | str = "cpu",
+        face_mesh: FaceMesh | None = None,
+    ) -> None:
+        """reenactor, generator: in eval mode, on `device`; without a generator `animate` is refused.
+
+        audio_kind: the features that the generator was trained on, "logfbank" or "mfcc".
+        name: the reenactor's name, written to motion files: motion belongs to the model that made it.
+        """
+        self.reenactor, self.generator = reenactor, generator
+        self.audio_kind, self.name, self.device = audio_kind, name, torch.device(device)
+        if face_mesh is not None:
+            self.face_mesh = face_mesh
+
+    @cached_property
+    def face_mesh(self) -> FaceMesh:
+        return FaceMesh()  # late: building it takes a second, and some work needs no faces
+
+    # What users call
+
+    def animate(
+        self,
+        image: PathLike | np.ndarray | Portrait,
+        audio: PathLike | np.ndarray,
+        *,
+        head_motion: float = 1.0,
+        expression: float = 1.0,
+        smooth: float = 0.0,
+        seed: int = 0,
+        size: int = SIZE,
+        paste_back: bool = False,
+    ) -> Frames:
+        """Make a portrait speak: round(25 × seconds) frames.
+
+        image: a picture file, uint8 (H, W, 3) RGB, or a `portrait()`; audio: a recording, or float32 (n,) at
+        16 kHz. Everything is checked, and the motion generated, before the first frame is asked for.
+
+        head_motion: 0 keeps the head still, 1 as generated, at most 2. expression: the same for the face.
+        smooth: standard deviation of Gaussian smoothing in frames, 0 (off) to 25.
+        seed: of all random numbers; the models that ship draw none, so their output is the same for any seed.
+        size: side of the square frames in pixels, even, 64 to 1024.
+        paste_back: put the animated face back into the full picture; frames then have the picture's size (at
+            most 1920 pixels on the longest side), and `size` is not used.
+
+        Silent audio gives a quiet face, with a warning. Raises InputError for values out of range, a picture
+        without a face, audio shorter than 0.2 s or with samples that are not finite.
+        """
+        check_options(head_motion=head_motion, expression=expression, smooth=smooth, seed=seed, size=size)
+        if self.generator is None:
+            raise InputError(
+                f"this model has no {GENERATOR_FILE}, so it cannot speak; "
+                "train one on its motion, or use the model 'compact'"
+            )
+        waveform = read_speech(audio)
+        if is_silent(waveform):
+            warnings.warn(f"{_name(audio, 'the audio')} is silent: the face stays quiet", stacklevel=1)
+            expression = 0.0
+        portrait = self.portrait(image)
+        motion = gaussian(self._generate(portrait, waveform, seed), smooth)
+        motion = control(portrait.pose, motion, self.reenactor.rigid, head=head_motion, expression=expression)
+        return self._render(portrait, motion, waveform, size, paste_back)
+
+    def reenact(
+        self,
+        image: PathLike | np.ndarray | Portrait,
+        video: PathLike,
+        *,
+        relative_motion: bool = True,
+        best_frame: bool = True,
+        size: int = SIZE,
+        paste_back: bool = False,
+    ) -> Frames:
+        """Move a portrait like the face of a driving video, as many frames as the video has at 25 fps.
+
+        relative_motion: add the driving face's changes to the portrait's own shape and pose; otherwise take
+            its keypoints as they are, and with them its proportions and its place.
+        best_frame: count changes from the frame that resembles the portrait most, instead of from the first.
+        size, paste_back: as in `animate`. The video's sound comes along as `Frames.audio`.
+
+        Raises InputError for values out of range, and where there is no face.
+        """
+        check_options(size=size)
+        portrait = self.portrait(image)
+        motion = self.motion(video)
+        if relative_motion:
+            start = best_start(motion, portrait.pose) if best_frame else 0
+            motion = relative(motion, motion[start], portrait.pose)
+        sound = load_audio(video) if VideoReader(video).has_audio else None
+        return self._render(portrait, motion, sound, size, paste_back)
+
+    def render(
+        self,
+        image: PathLike | np.ndarray | Portrait,
+        motion: PathLike | np.ndarray,
+        *,
+        size: int = SIZE,
+        paste_back: bool = False,
+    ) -> Frames:
+        """Draw a portrait under a motion: a motion file or (T, 10, 6), taken as it is.
+
+        Raises InputError also for the motion of another reenactor.
+        """
+        check_options(size=size)
+        if isinstance(motion, np.ndarray):
+            if motion.shape[1:] != (KEYPOINTS, VALUES):
+                raise InputError(f"motion must be (frames, {KEYPOINTS}, {VALUES}), got {motion.shape}")
+        else:
+            loaded = load_motion(motion)
+            if loaded.reenactor != self.name:
+                raise InputError(
+                    f"{motion}: motion of the model {loaded.reenactor!r}, which {self.name!r} cannot draw"
+                )
+            motion = loaded.motion
+        return self._render(self.portrait(image), motion, None, size, paste_back)
+
+    def motion(self, video: PathLike) -> np.ndarray:
+        """Motion (T, 10, 6) of the face in a video. Raises InputError when it shows none."""
+        reader = VideoReader(video)
+        seen = self.face_mesh.track(islice(reader, 0, None, DETECT_EVERY))
+        faces: list[Face] = [face for face in seen if face is not None]
+        if not faces:
+            raise InputError(f"{video}: no face found; use a video of one person facing the camera")
+        box = crop_box(faces, reader.width, reader.height)
+        crops = (crop(frame, box, SIZE) for frame in reader)
+        return np.concatenate([self._keypoints(np.stack(batch)) for batch in _batches(crops, BATCH)])
+
+    def portrait(self, image: PathLike | np.ndarray | Portrait) -> Portrait:
+        """Find the face of a picture (the largest, when there are several), crop it, prepare its rendering.
+
+        A portrait may be given wherever a picture is asked for, so that it is prepared once for many clips.
+        Raises InputError when there is no face.
+        """
+        if isinstance(image, Portrait):
+            return image
+        name = _name(image, "the image")
+        picture = _checked_picture(image) if isinstance(image, np.ndarray) else read_image(image)
+        height, width = picture.shape[:2]
+        box = crop_box([largest_face(self.face_mesh, picture, name)], width, height)
+        face = crop(picture, box, SIZE)[None]
+        small, scale = _fitted(picture)
+        return Portrait(
+            picture=small,
+            box=Box(box.x0 * scale, box.y0 * scale, box.side * scale),
+            pose=self._keypoints(face)[0],
+            state=self._prepare(face),
+            size=(height, width),
+        )
+
+    # Models
+
+    def _generate(self, portrait: Portrait, waveform: np.ndarray, seed: int) -> np.ndarray:
+        assert self.generator is not None
+        audio = features(torch.from_numpy(waveform), self.audio_kind, n_video_frames(len(waveform)))
+        first = torch.from_numpy(portrait.pose).flatten()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            frames = self.generator.stream(first.to(self.device), audio.to(self.device))
+            motion = torch.stack([frame.cpu() for frame in frames])
+        return motion.unflatten(1, (KEYPOINTS, VALUES)).numpy()
+
+    @torch.inference_mode()
+    def _keypoints(self, images: np.ndarray) -> np.ndarray:
+        return self.reenactor.keypoints(_to_tensor(images, self.device)).cpu().numpy()
+
+    @torch.inference_mode()
+    def _prepare(self, image: np.ndarray) -> Any:
+        return self.reenactor.prepare(_to_tensor(image, self.device))
+
+    @torch.inference_mode()
+    def _draw(self, portrait: Portrait, motion: np.ndarray, size: int) -> np.ndarray:
+        """Frames (B, size, size, 3) uint8 for motion (B, 10, 6)."""
+        frames = self.reenactor.render(portrait.state, torch.from_numpy(motion).to(self.device))
+        if size != SIZE:
+            frames = F.interpolate(frames, (size, size), mode="bicubic", antialias=size < SIZE)
+        return (frames.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+    def _render(
+        self, portrait: Portrait, motion: np.ndarray, audio: np.ndarray | None, size: int, paste_back: bool
+    ) -> Frames:
+        motion = np.ascontiguousarray(motion, np.float32)
+        frames = self._frames(portrait, motion, size, paste_back)
+        return Frames(frames, motion, audio, self.name, portrait.size)
+
+    def _frames(
+        self, portrait: Portrait, motion: np.ndarray, size: int, paste_back: bool
+    ) -> Iterator[np.ndarray]:
+        for start in range(0, len(motion), BATCH):
+            batch = motion[start : start + BATCH]
+            if paste_back:
+                for frame in self._draw(portrait, batch, SIZE):
+                    yield paste(portrait.picture, portrait.box, frame)
+            else:
+                yield from self._draw(portrait, batch, size)
+
+
+# Checks
+
+
+def check_options(
+    *,
+    head_motion: float = 1.0,
+    expression: float = 1.0,
+    smooth: float = 0.0,
+    seed: int = 0,
+    size: int = SIZE,
+) -> None:
+    """Raise InputError for a value that `Pipeline.animate` does not take."""
+    ranges = {
+        "head motion": (head_motion, 0.0, MAX_FACTOR),
+        "expression": (expression, 0.0, MAX_FACTOR),
+        "smooth": (smooth, 0.0, MAX_SMOOTH),
+        "seed": (seed, 0, 2**63 - 1),
+        "size": (size, *SIZES),
+    }
+    for name, (value, low, high) in ranges.items():
+        if not low <= value <= high:  # false for NaN too
+            raise InputError(f"{name} must be between {low:g} and {high:g}, got {value:g}")
+    if size % 2:
+        raise InputError(f"size must be even, as videos are stored in blocks of 2 × 2 pixels; got {size}")
+
+
+def read_speech(audio: PathLike | np.ndarray) -> np.ndarray:
+    """A recording as float32 (n,) at 16 kHz, from a file or such an array.
+
+    Raises InputError when it is shorter than 0.2 s or holds samples that are not finite.
+    """
+    if not isinstance(audio, np.ndarray):
+        return load_audio(audio, MIN_SECONDS)
+    if audio.ndim != 1 or not np.issubdtype(audio.dtype, np.floating):
+        raise InputError(f"audio must be one-dimensional floating-point samples at {SAMPLE_RATE} Hz")
+    if len(audio) < MIN_SECONDS * SAMPLE_RATE:
+        raise InputError(f"{len(audio)} samples of audio; at least {MIN_SECONDS:g} s are needed")
+    if not np.isfinite(audio).all():
+        raise InputError("the audio has samples that are NaN or infinite")
+    return audio.astype(np.float32, copy=False)
+
+
+def _checked_picture(image: np.ndarray) -> np.ndarray:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise InputError(f"an image must be uint8 (height, width, 3), got {image.dtype} {image.shape}")
+    return image
+
+
+def _name(given: object, otherwise: str) -> str:
+    return otherwise if isinstance(given, np.ndarray | Portrait) else str(given)
+
+
+# Arrays
+
+
+def _to_tensor(images: np.ndarray, device: torch.device) -> Tensor:
+    """uint8 (B, H, W, 3) -> float (B, 3, H, W) in [0, 1]."""
+    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255
+
+
+def _fitted(picture: np.ndarray) -> tuple[np.ndarray, float]:
+    """The picture at most MAX_PICTURE on its longest side, and the factor it was scaled by."""
+    from PIL import Image
+
+    height, width = picture.shape[:2]
+    scale = MAX_PICTURE / max(height, width)
+    if scale >= 1:
+        return picture, 1.0
+    small = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(Image.fromarray(picture).resize(small, Image.Resampling.LANCZOS)), scale
+
+
+def _batches(items: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch

@@ -1,0 +1,235 @@
+"""Sound in: any common recording to a 16 kHz waveform, and the waveform to features for every video frame."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import av
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mssync.errors import InputError, PathLike
+from mssync.video import FPS, declared_seconds, decode, open_media, picture_stream
+
+if TYPE_CHECKING:
+    from av.audio.frame import AudioFrame
+    from av.audio.stream import AudioStream
+    from av.container import InputContainer
+
+SAMPLE_RATE = 16000  # Hz
+WIN_LENGTH = 400  # samples: 25 ms
+HOP_LENGTH = 160  # samples: 10 ms
+N_FFT = 512
+N_FILTERS = 26  # mel filters from 0 to 8000 Hz; as many cepstral coefficients are kept
+PREEMPHASIS = 0.97
+CEPSTRAL_LIFTER = 22
+AUDIO_PER_VIDEO = SAMPLE_RATE // (HOP_LENGTH * FPS)  # 4 audio frames a video frame
+SAMPLES_PER_VIDEO = SAMPLE_RATE // FPS  # 640 samples a video frame
+SILENCE = 1e-4  # a peak of -80 dB, about 3 steps of 16-bit sound: nothing louder than dither
+BLOCK = 4096  # audio frames transformed at once, so that memory does not grow with the recording
+
+
+# Reading
+
+
+def load_audio(path: PathLike, min_seconds: float = 0.0) -> NDArray[np.float32]:
+    """Read the sound of a recording or a video as float32 of shape (n,): mono, 16 kHz, in [-1, 1].
+
+    Left and right are averaged; surround sound is mixed down to them first. A recording beyond full scale
+    (floating-point files can be) is scaled down to it. The sound track of a video starts with its picture:
+    one that comes later is preceded by silence, one that comes earlier is cut.
+
+    Raises InputError: missing, unreadable or empty file, no sound in it, no samples, a truncated MP4, NaN or
+    infinite samples, shorter than `min_seconds`. Warns if parts are damaged or missing. Silence is no
+    error: see `is_silent`.
+    """
+    with open_media(path) as container:
+        stream = next(iter(container.streams.audio), None)
+        if stream is None:
+            raise InputError(f"{path} has no sound; give a recording, or a video with a sound track")
+        try:
+            waveform = _read(container, stream, path)
+        except av.FFmpegError as error:  # more channels than ffmpeg has names for
+            raise InputError(f"{path} has sound that cannot be converted; export it in stereo") from error
+    if waveform.size == 0:
+        raise InputError(f"{path} has a sound track without samples; give a recording with sound")
+    peak = float(np.abs(waveform).max())
+    if not math.isfinite(peak):
+        raise InputError(f"{path} has samples that are NaN or infinite; export the sound again")
+    seconds = waveform.size / SAMPLE_RATE
+    if seconds < min_seconds:
+        raise InputError(f"{path} has only {seconds:.2f} s of sound; at least {min_seconds:g} s are needed")
+    return waveform if peak <= 1 else waveform / np.float32(peak)
+
+
+def is_silent(waveform: NDArray[np.float32]) -> bool:
+    """Whether a waveform (n,) holds nothing louder than -80 dB of full scale, a constant offset aside."""
+    return bool(np.abs(waveform - waveform.mean()).max() < SILENCE)
+
+
+def _read(container: InputContainer, stream: AudioStream, path: PathLike) -> NDArray[np.float32]:
+    """Decode a sound track to mono 16 kHz samples that start with the picture, where there is one."""
+    frames = decode(container, stream, path)
+    first = next(frames)
+    samples = np.concatenate([np.zeros(0, np.float32), *_resample(chain([first], frames))])
+    declared = math.ceil(declared_seconds(container, stream) * SAMPLE_RATE)
+    if declared:
+        samples = samples[:declared]  # the last AAC frame of an MP4 is filled up with silence
+    delay = _delay(container, first)
+    return samples[-delay:] if delay < 0 else np.pad(samples, (delay, 0))
+
+
+def _resample(frames: Iterable[AudioFrame]) -> Iterator[NDArray[np.float32]]:
+    """Convert decoded frames to blocks of mono samples at 16 kHz."""
+    resampler, setup = None, None
+    for frame in frames:
+        current = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if resampler is None or current != setup:
+            if resampler is not None:  # joined recordings change their format on the way
+                yield from _samples(resampler, None)
+            layout = "mono" if frame.layout.nb_channels == 1 else "stereo"
+            resampler, setup = av.AudioResampler(format="fltp", layout=layout, rate=SAMPLE_RATE), current
+        yield from _samples(resampler, frame)
+    if resampler is not None:
+        yield from _samples(resampler, None)
+
+
+def _samples(resampler: av.AudioResampler, frame: AudioFrame | None) -> Iterator[NDArray[np.float32]]:
+    """Push a frame, or None for the end, through a resampler and average the channels of what comes out."""
+    # A resampler with nothing to do hands the None of the end through.
+    for block in filter(None, resampler.resample(frame)):
+        yield block.to_ndarray().mean(axis=0, dtype=np.float32)
+
+
+def _delay(container: InputContainer, first: AudioFrame) -> int:
+    """Samples at 16 kHz from the first picture to the first sound; 0 for a recording without picture."""
+    picture = picture_stream(container)
+    if picture is None or picture.start_time is None or picture.time_base is None:
+        return 0
+    if first.pts is None or first.time_base is None:
+        return 0
+    return round((first.pts * first.time_base - picture.start_time * picture.time_base) * SAMPLE_RATE)
+
+
+# Features
+
+
+def n_video_frames(n_samples: int) -> int:
+    """The number of video frames at 25 fps that sound of `n_samples` at 16 kHz lasts for, rounded."""
+    return round(n_samples / SAMPLES_PER_VIDEO)
+
+
+def logfbank(waveform: Tensor) -> Tensor:
+    """Log energies of 26 mel filters, as python_speech_features' `logfbank(nfilt=26)`.
+
+    Args:
+        waveform: floating point (..., n) at 16 kHz, n > 0
+
+    Returns:
+        (..., frames, 26) in the waveform's dtype, frames = 1 + ceil((n - 400) / 160), at least 1: the last
+        frame is filled up with zeros. Energies of exactly zero count as 2.2e-16. Computed in float64,
+        differentiable.
+    """
+    filters, _ = _filter_energies(waveform)
+    return filters.log().to(waveform.dtype)
+
+
+def mfcc(waveform: Tensor) -> Tensor:
+    """Mel-frequency cepstral coefficients, as python_speech_features' `mfcc(nfilt=26, numcep=26)`.
+
+    The coefficients are liftered (L = 22), and the first one is the log of the frame's total energy.
+
+    Args and returns: as `logfbank`.
+    """
+    filters, energy = _filter_energies(waveform)
+    cepstra = filters.log() @ _cepstral_transform(waveform.device)
+    return torch.cat([energy.log()[..., None], cepstra[..., 1:]], dim=-1).to(waveform.dtype)
+
+
+KINDS = {"logfbank": logfbank, "mfcc": mfcc}
+
+
+def features(
+    waveform: Tensor | NDArray[np.float32], kind: str = "logfbank", n_video_frames: int | None = None
+) -> Tensor:
+    """The model's view of a recording: normalised features, exactly four for each of T video frames.
+
+    The waveform loses its mean and is divided by its peak, unless that is below -80 dB: silence stays so.
+    Where the sound ends before the video the last feature frame is repeated; what goes beyond is cut.
+
+    Args:
+        waveform: (..., n) at 16 kHz, n > 0
+        kind: "logfbank" or "mfcc"
+        n_video_frames: T; None for as many as the sound lasts for
+
+    Returns:
+        (..., 4 T, 26), differentiable
+    """
+    if kind not in KINDS:
+        raise InputError(f"unknown audio features {kind!r}; choose one of {', '.join(KINDS)}")
+    waveform = torch.as_tensor(waveform)
+    if n_video_frames is None:
+        n_video_frames = round(waveform.shape[-1] / SAMPLES_PER_VIDEO)
+    waveform = waveform - waveform.mean(dim=-1, keepdim=True)
+    peak = waveform.abs().amax(dim=-1, keepdim=True)
+    waveform = waveform / peak.masked_fill(peak < SILENCE, 1)
+    rows = KINDS[kind](waveform)
+    index = torch.arange(AUDIO_PER_VIDEO * n_video_frames, device=rows.device)
+    return rows[..., index.clamp(max=rows.shape[-2] - 1), :]
+
+
+def _filter_energies(waveform: Tensor) -> tuple[Tensor, Tensor]:
+    """Energies of the mel filters (..., frames, 26) and of the frames (..., frames): float64, above zero."""
+    count = 1 + max(0, math.ceil((waveform.shape[-1] - WIN_LENGTH) / HOP_LENGTH))
+    bank = _mel_filters(waveform.device)
+    filters, energy = [], []
+    for start in range(0, count, BLOCK):
+        frames = _frames(waveform, start, min(start + BLOCK, count))
+        spectrum = torch.fft.rfft(frames, N_FFT)
+        power = (spectrum.real.square() + spectrum.imag.square()) / N_FFT
+        filters.append(power @ bank)
+        energy.append(power.sum(dim=-1))
+    return _above_zero(torch.cat(filters, dim=-2)), _above_zero(torch.cat(energy, dim=-1))
+
+
+def _frames(waveform: Tensor, start: int, stop: int) -> Tensor:
+    """Frames start to stop of the pre-emphasised waveform (..., n) as float64 (..., stop - start, 400)."""
+    begin, end = start * HOP_LENGTH, (stop - 1) * HOP_LENGTH + WIN_LENGTH
+    # One sample more to the left, which the first difference needs; the recording's first sample has a zero
+    # there.
+    samples = F.pad(waveform, (1, 0))[..., begin : end + 1].double()
+    samples = samples[..., 1:] - PREEMPHASIS * samples[..., :-1]
+    samples = F.pad(samples, (0, end - begin - samples.shape[-1]))
+    return samples.unfold(-1, WIN_LENGTH, HOP_LENGTH)
+
+
+def _above_zero(energy: Tensor) -> Tensor:
+    """Replace exact zeros, of which the log would be infinite, by the smallest step of float64."""
+    return energy.masked_fill(energy == 0, torch.finfo(torch.float64).eps)
+
+
+@lru_cache(maxsize=8)
+def _mel_filters(device: torch.device) -> Tensor:
+    """Triangular filters (257, 26), equally wide in mel = 2595 log10(1 + Hz / 700), corners on FFT bins."""
+    top = 2595 * math.log10(1 + SAMPLE_RATE / 2 / 700)
+    mel = torch.linspace(0, top, N_FILTERS + 2, dtype=torch.float64, device=device)
+    corners = ((N_FFT + 1) * 700 * (10 ** (mel / 2595) - 1) / SAMPLE_RATE).floor()
+    bins = torch.arange(N_FFT // 2 + 1, dtype=torch.float64, device=device)[:, None]
+    left, centre, right = corners[:-2], corners[1:-1], corners[2:]
+    return torch.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)).clamp(min=0)
+
+
+@lru_cache(maxsize=8)
+def _cepstral_transform(device: torch.device) -> Tensor:
+    """The orthonormal type-II cosine transform with the lifter multiplied in: (filter, coefficient)."""
+    k = torch.arange(N_FILTERS, dtype=torch.float64, device=device)
+    cosines = torch.cos(math.pi / N_FILTERS * (k[:, None] + 0.5) * k) * math.sqrt(2 / N_FILTERS)
+    # Coefficient 0 would have its own scale, but the energy takes its place.
+    return cosines * (1 + CEPSTRAL_LIFTER / 2 * torch.sin(math.pi / CEPSTRAL_LIFTER * k))

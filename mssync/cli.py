@@ -1,0 +1,567 @@
+"""The command line: `mssync --help`.
+
+Mistakes in what the user gives end in one line, `error: …`, and exit code 2. Nothing heavy is imported before
+a command runs, so that help is quick.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from mssync import __version__
+from mssync.errors import InputError, input_file, output_file
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mssync.animate import Frames
+
+INTERRUPTED = 130  # the shell's exit code for Ctrl-C
+DEMO_SPEECH = Path(__file__).parent / "assets" / "demo_speech.ogg"
+
+
+class _Commands(TyperGroup):
+    """Turns mistakes, warnings and Ctrl-C into single lines and exit codes."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with warnings.catch_warnings():
+            # Ours only: what libraries warn of is none of the user's business.
+            warnings.simplefilter("ignore")
+            warnings.filterwarnings("always", module=r"mssync(\.|$)")
+            warnings.showwarning = _show_warning
+            try:
+                return super().invoke(ctx)
+            except InputError as error:
+                message = str(error)
+            except OSError as error:  # a full disk, a file that vanished half-way
+                message = f"{error.filename or 'file'}: {error.strerror or error}"
+            except KeyboardInterrupt:
+                typer.echo("interrupted", err=True)
+                raise typer.Exit(INTERRUPTED) from None
+        typer.echo(f"error: {' '.join(message.split())}", err=True)
+        raise typer.Exit(2)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    typer.echo(f"warning: {' '.join(str(message).split())}", err=True)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Make a portrait speak. One picture and one recording in, a talking video out.\n\n"
+    "Start with:  mssync animate portrait.jpg speech.wav -o talking.mp4",
+    epilog="mssync COMMAND --help tells more about a command.",
+)
+train_app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    help="Train the models: the reenactor, then syncers, then the generator.",
+)
+
+TALKING, WORKSHOP = "Talking videos", "Files and training"  # sections of the help
+
+# Arguments and options that several commands share.
+
+ImageArgument = Annotated[
+    Path,
+    typer.Argument(metavar="IMAGE", help="A picture with a face (jpg, png, webp, …).", show_default=False),
+]
+VideoArgument = Annotated[
+    Path,
+    typer.Argument(metavar="VIDEO", help="A video of one person (mp4, mov, webm, …).", show_default=False),
+]
+VideoOutput = Annotated[
+    Path, typer.Option("-o", "--output", metavar="OUT.mp4", help="The video to write.", show_default=False)
+]
+MotionOutput = Annotated[
+    Path,
+    typer.Option("-o", "--output", metavar="FILE.npz", help="The motion file to write.", show_default=False),
+]
+SizeOption = Annotated[
+    int, typer.Option(metavar="N", help="Width and height of the video in pixels: even, 64 to 1024.")
+]
+PasteOption = Annotated[
+    bool,
+    typer.Option("--paste-back", help="Put the moving face back into the full picture (ignores --size)."),
+]
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME|PATH",
+        help="compact, a folder with reenactor.safetensors and generator.safetensors, or a reenactor's file.",
+    ),
+]
+DeviceOption = Annotated[str, typer.Option(metavar="NAME", help="Where to compute: cpu, cuda or mps.")]
+SaveMotionOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE.npz", help="Also write the motion, for `mssync render`.", show_default=False),
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mssync {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+# Talking videos
+
+
+@app.command(rich_help_panel=TALKING)
+def animate(
+    image: ImageArgument,
+    audio: Annotated[
+        Path,
+        typer.Argument(
+            metavar="AUDIO", help="Speech (wav, mp3, m4a, flac, ogg, or a video's sound).", show_default=False
+        ),
+    ],
+    output: VideoOutput,
+    head_motion: Annotated[
+        float, typer.Option(metavar="F", help="How far the head moves: 0 still, 1 as generated, up to 2.")
+    ] = 1.0,
+    expression: Annotated[
+        float, typer.Option(metavar="F", help="How strongly mouth and face move: 0 to 2, 1 as generated.")
+    ] = 1.0,
+    smooth: Annotated[
+        float, typer.Option(metavar="F", help="Smooth the motion over F frames: 0 (off) to 25.")
+    ] = 0.0,
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="Seed of random numbers (the shipped models draw none).")
+    ] = 0,
+    size: SizeOption = 256,
+    paste_back: PasteOption = False,
+    model: ModelOption = "compact",
+    device: DeviceOption = "cpu",
+    save_motion: SaveMotionOption = None,
+) -> None:
+    """Make a portrait speak: a picture and a recording in, a talking video out."""
+    _check_files([image, audio], [(output, ".mp4"), (save_motion, ".npz")])
+    from mssync.animate import check_options, load
+
+    check_options(head_motion=head_motion, expression=expression, smooth=smooth, seed=seed, size=size)
+    talker = load(model, device)
+    with _status("listening"):
+        frames = talker.animate(
+            image,
+            audio,
+            head_motion=head_motion,
+            expression=expression,
+            smooth=smooth,
+            seed=seed,
+            size=size,
+            paste_back=paste_back,
+        )
+    _write(output, frames, save_motion)
+
+
+@app.command(rich_help_panel=TALKING)
+def reenact(
+    image: ImageArgument,
+    video: VideoArgument,
+    output: VideoOutput,
+    absolute: Annotated[
+        bool,
+        typer.Option("--absolute", help="Take over pose and proportions too, instead of the changes alone."),
+    ] = False,
+    best_frame: Annotated[
+        bool, typer.Option(help="Count changes from the frame most like the picture, not from the first.")
+    ] = True,
+    size: SizeOption = 256,
+    paste_back: PasteOption = False,
+    model: ModelOption = "compact",
+    device: DeviceOption = "cpu",
+    save_motion: SaveMotionOption = None,
+) -> None:
+    """Move a portrait like the face in a video; the video's sound comes along."""
+    _check_files([image, video], [(output, ".mp4"), (save_motion, ".npz")])
+    from mssync.animate import check_options, load
+
+    check_options(size=size)
+    talker = load(model, device)
+    with _status("watching the driving video"):
+        frames = talker.reenact(
+            image,
+            video,
+            relative_motion=not absolute,
+            best_frame=best_frame,
+            size=size,
+            paste_back=paste_back,
+        )
+    _write(output, frames, save_motion)
+
+
+@app.command(rich_help_panel=TALKING)
+def motion(
+    video: VideoArgument,
+    output: MotionOutput,
+    model: ModelOption = "compact",
+    device: DeviceOption = "cpu",
+) -> None:
+    """Read the motion of the face in a video into a file."""
+    _check_files([video], [(output, ".npz")])
+    from mssync.animate import load
+    from mssync.motion import save_motion
+    from mssync.video import VideoReader
+
+    talker = load(model, device)
+    with _status("watching the video"):
+        values = talker.motion(video)
+    reader = VideoReader(video)
+    save_motion(output, values, reenactor=talker.name, source_size=(reader.height, reader.width))
+    _done(output, f"{len(values)} frames of motion")
+
+
+@app.command(rich_help_panel=TALKING)
+def render(
+    image: ImageArgument,
+    motion: Annotated[
+        Path,
+        typer.Argument(metavar="FILE.npz", help="A motion file (see --save-motion).", show_default=False),
+    ],
+    output: VideoOutput,
+    audio: Annotated[
+        Path | None, typer.Option(metavar="AUDIO", help="Sound for the video.", show_default=False)
+    ] = None,
+    size: SizeOption = 256,
+    paste_back: PasteOption = False,
+    model: ModelOption = "compact",
+    device: DeviceOption = "cpu",
+) -> None:
+    """Draw a portrait under the motion of a file, as it is."""
+    _check_files([image, motion, audio], [(output, ".mp4")])
+    from mssync.animate import check_options, load
+    from mssync.audio import load_audio
+
+    check_options(size=size)
+    frames = load(model, device).render(image, motion, size=size, paste_back=paste_back)
+    frames.audio = None if audio is None else load_audio(audio)
+    _write(output, frames)
+
+
+@app.command(rich_help_panel=TALKING)
+def demo(
+    output: VideoOutput,
+    model: ModelOption = "compact",
+    device: DeviceOption = "cpu",
+) -> None:
+    """Write a demo video: a public-domain portrait (Eileen Collins, NASA) speaks a sentence."""
+    _check_files([DEMO_SPEECH], [(output, ".mp4")])
+    _require("skimage", "demo")
+    from skimage.data import astronaut
+
+    from mssync.animate import load
+
+    with _status("listening"):
+        frames = load(model, device).animate(astronaut(), DEMO_SPEECH)
+    _write(output, frames)
+
+
+# Files and training
+
+
+@app.command(rich_help_panel=WORKSHOP)
+def info(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A picture, recording, video, motion or model file.")
+    ],
+) -> None:
+    """Tell what a file holds."""
+    from rich.console import Console
+    from rich.table import Table
+
+    input_file(file)
+    about = {".npz": _about_motion, ".safetensors": _about_model}.get(file.suffix.lower(), _about_media)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in about(file).items():
+        table.add_row(name, str(value))
+    Console().print(table, highlight=False, markup=False)
+
+
+@app.command(rich_help_panel=WORKSHOP)
+def convert(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="A public vox-256 or vox-adv-256 checkpoint (.pth.tar).",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--output", metavar="FILE.safetensors", help="The file to write.", show_default=False
+        ),
+    ],
+) -> None:
+    """Turn a public checkpoint of the first-order motion model into a model file."""
+    _check_files([checkpoint], [(output, ".safetensors")])
+    from mssync.reenact.convert import convert_checkpoint
+
+    with _status("converting"):
+        convert_checkpoint(checkpoint, output)
+    _done(output, "use it with --model")
+
+
+@app.command(rich_help_panel=WORKSHOP)
+def preprocess(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="SOURCE", help="A folder of videos, or a manifest.csv.", show_default=False),
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="The prepared folder.", show_default=False)
+    ],
+    workers: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Processes; one a core unless given.", show_default=False),
+    ] = None,
+) -> None:
+    """Prepare videos for training: crops, landmarks and sound. A stopped run goes on when started again."""
+    from mssync.data.prepare import prepare
+
+    counts = prepare(source, output, workers)
+    _done(output, ", ".join(f"{count} {reason}" for reason, count in counts.items()))
+
+
+app.add_typer(train_app, name="train", rich_help_panel=WORKSHOP)
+
+ConfigOption = Annotated[
+    str, typer.Option(metavar="NAME|PATH", help="compact, paper, or a YAML file of that form.")
+]
+DataOption = Annotated[
+    Path, typer.Option(metavar="DIR", help="Folder that `mssync preprocess` made.", show_default=False)
+]
+RunOption = Annotated[
+    Path,
+    typer.Option(metavar="DIR", help="Folder of the run; a stopped run goes on in it.", show_default=False),
+]
+MinutesOption = Annotated[
+    float | None, typer.Option(metavar="F", help="Stop after F minutes.", show_default=False)
+]
+OverridesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Changes to the configuration, such as generator.width=256.",
+        show_default=False,
+    ),
+]
+
+
+@train_app.command("reenactor")
+def train_reenactor(
+    data: DataOption,
+    run: RunOption,
+    config: ConfigOption = "compact",
+    max_minutes: MinutesOption = None,
+    overrides: OverridesArgument = None,
+) -> None:
+    """Train the compact reenactment model."""
+    settings = _training_config(config, overrides, data)
+    from mssync.training.reenactor import train
+
+    train(settings, data, run, max_minutes)
+
+
+@train_app.command("syncer")
+def train_syncer(
+    level: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=1, max=4, help="Level of the pyramid, 1 (finest) to 4.", show_default=False
+        ),
+    ],
+    data: DataOption,
+    run: RunOption,
+    config: ConfigOption = "compact",
+    max_minutes: MinutesOption = None,
+    overrides: OverridesArgument = None,
+) -> None:
+    """Train the syncer of one level of the pyramid."""
+    settings = _training_config(config, overrides, data)
+    from mssync.training.syncer import train
+
+    train(settings, data, run, level, max_minutes)
+
+
+@train_app.command("generator")
+def train_generator(
+    data: DataOption,
+    run: RunOption,
+    syncers: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="Folder with syncer1 … syncer4.safetensors.", show_default=False),
+    ],
+    config: ConfigOption = "compact",
+    max_minutes: MinutesOption = None,
+    overrides: OverridesArgument = None,
+) -> None:
+    """Train the generator and its discriminators, under the frozen syncers."""
+    settings = _training_config(config, overrides, data)
+    from mssync.training.generator import train
+
+    train(settings, data, syncers, run, max_minutes)
+
+
+def _training_config(config: str, overrides: list[str] | None, data: Path) -> Any:
+    if not data.is_dir():
+        raise InputError(f"{data}: no such folder; make it with `mssync preprocess`")
+    _require("lightning", "train")
+    from mssync.config import load_config
+
+    return load_config(config, overrides or [])
+
+
+# Shared work
+
+
+def _check_files(inputs: list[Path | None], outputs: list[tuple[Path | None, str]]) -> None:
+    """Raise InputError for a missing input or an output that cannot be written; nothing is computed yet."""
+    sources = [input_file(path).resolve() for path in inputs if path is not None]
+    for path, suffix in outputs:
+        if path is not None and output_file(path, suffix).resolve() in sources:
+            raise InputError(f"{path} is also an input; give the output another name")
+
+
+def _require(module: str, extra: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise InputError(f'this needs more packages; install them with: pip install "mssync[{extra}]"')
+
+
+def _write(output: Path, frames: Frames, save_motion: Path | None = None) -> None:
+    """Write the video, then the motion where it is asked for: a run that fails leaves neither."""
+    from mssync.video import FPS, write_video
+
+    count = write_video(output, _progress(frames, "drawing", len(frames)), frames.audio)
+    if save_motion is not None:
+        frames.save_motion(save_motion)
+    _done(output, f"{count / FPS:.2f} s, {count} frames")
+
+
+def _done(output: Path, what: str) -> None:
+    typer.echo(f"{output}: {what}")
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+@contextmanager
+def _status(message: str) -> Iterator[None]:
+    """A spinner while something takes its time; nothing where nobody watches."""
+    console = _console()
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(f"{message} …"):
+        yield
+
+
+def _progress(items: Iterator[Any], label: str, total: int) -> Iterator[Any]:
+    from rich.progress import track
+
+    console = _console()
+    if not console.is_terminal:
+        return items
+    return iter(track(items, label, total=total, console=console, transient=True))
+
+
+# What `mssync info` tells
+
+
+def _about_media(path: Path) -> dict[str, Any]:
+    from mssync.video import probe
+
+    media = probe(path)
+    rows: dict[str, Any] = {"kind": media.kind}
+    if media.width is not None:
+        rows["size"] = f"{media.width} × {media.height}"
+    if media.fps is not None:
+        rows["frames"] = f"{media.frames} at {media.fps:.6g} a second"
+    if media.seconds is not None:
+        rows["length"] = f"{media.seconds:.2f} s"
+    if media.sample_rate is not None:
+        channels = "mono" if media.channels == 1 else f"{media.channels} channels"
+        rows["sound"] = f"{media.sample_rate} Hz, {channels}"
+    elif media.kind == "video":
+        rows["sound"] = "none"
+    if media.kind == "video":
+        rows["generated"] = "by MS-Sync" if media.generated else "not marked as made by MS-Sync"
+    return rows
+
+
+def _about_motion(path: Path) -> dict[str, Any]:
+    from mssync.motion import FPS, load_motion
+
+    loaded = load_motion(path)
+    height, width = loaded.source_size
+    return {
+        "kind": "motion",
+        "frames": f"{len(loaded.motion)} at {FPS} a second",
+        "length": f"{len(loaded.motion) / FPS:.2f} s",
+        "model": loaded.reenactor,
+        "source": f"{width} × {height}",
+    }
+
+
+def _about_model(path: Path) -> dict[str, Any]:
+    from safetensors import safe_open
+
+    from mssync.weights import read_metadata
+
+    metadata = read_metadata(path)
+    with safe_open(path, "numpy") as file:
+        slices = [file.get_slice(name) for name in file.keys()]  # noqa: SIM118 (no dictionary)
+        types = sorted({tensor.get_dtype() for tensor in slices})
+        count = sum(_product(tensor.get_shape()) for tensor in slices)
+    return {
+        "kind": f"model: {metadata['kind']}",
+        "numbers": f"{count / 1e6:.2f} million ({', '.join(types)})",
+        **{f"config {name}": value for name, value in metadata["config"].items()},
+        **{f"training {name}": value for name, value in metadata["training"].items()},
+    }
+
+
+def _product(shape: list[int]) -> int:
+    result = 1
+    for side in shape:
+        result *= side
+    return result
+
+
+def main() -> None:
+    """Entry point of the `mssync` command."""
+    os.environ.setdefault("GLOG_minloglevel", "3")  # before mediapipe is loaded, which logs to stderr
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    app()
+
+
+if __name__ == "__main__":
+    main()

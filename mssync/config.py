@@ -1,0 +1,206 @@
+"""Configuration: typed sections, read from YAML and changed with `section.key=value`.
+
+The defaults are the paper's (section 4.1), so a file states only what differs; `configs/paper.yaml` spells
+them out, `configs/compact.yaml` is what the shipped weights are trained with. A new section is a dataclass
+and a field of `Config`. Values marked (ours) are given neither by the paper nor by its authors' code.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mssync.errors import InputError, PathLike
+
+_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
+
+
+@dataclass
+class AudioConfig:
+    """Audio features: log energies of 26 mel filters ("logfbank", ref) or MFCC ("mfcc", in the paper)."""
+
+    kind: Literal["logfbank", "mfcc"] = "logfbank"
+
+
+@dataclass
+class SyncerConfig:
+    """Size of a syncer: the keyword arguments of `syncer.Syncer`."""
+
+    motion_dim: int = 60
+    width: int = 256  # (ours)
+    depth: int = 4  # residual blocks of each encoder (ours)
+    embedding: int = 512
+
+
+@dataclass
+class GeneratorConfig:
+    """Size and options of `generator.Generator`."""
+
+    keypoints: int = 10
+    values: int = 6  # of a keypoint: two coordinates, four of the Jacobian
+    layers: int = 4
+    heads: int = 8
+    width: int = 512
+    feed_forward: int = 1024
+    context: int = 40  # frames that attention looks back, the current one included
+    audio_width: int = 512
+    branch_hidden: int = 512  # (ours)
+    audio_free_branch: bool = False  # ref: a fifth branch that hears nothing
+    final_linear: bool = False  # ref: a linear layer merges the masked branches in place of their sum
+    warmup_frames: int = 0  # ref: 3, the first frame repeated over mirrored audio
+    relative_input: bool = False  # feed x_t - x_0 beside x_t, for identities that were not trained on (ours)
+
+
+@dataclass
+class DiscriminatorConfig:
+    """Size of `discriminator.FrameDiscriminator` and `SequenceDiscriminator`."""
+
+    motion_dim: int = 60
+    frame_hidden: int = 512  # (ours)
+    frame_layers: int = 3  # hidden layers (ours)
+    sequence_hidden: int = 512  # (ours)
+    lengths: list[int] = field(default_factory=lambda: [5, 10, 20, 40])  # frames of a window (ref)
+    beta: float = 5.0  # of the distance weight d^(-1/β) (ref: its starting value)
+
+
+@dataclass
+class AugmentationConfig:
+    """Augmentation of the training motion and audio (ref)."""
+
+    smooth: int = 3  # frames of the moving average over keypoints, odd; 1 = none
+    flip: float = 0.5  # probability of a horizontal flip
+    scale: float = 0.1  # all motion values × U(1 - scale, 1 + scale)
+    shift: float = 0.16  # coordinates + U(-shift, shift) per axis
+    energy: float = 0.1  # audio features + U(± energy · range of the clip)
+
+
+@dataclass
+class SyncerTraining:
+    """Training of one syncer. Negatives of levels 1-3 come from the same sequence, of level 4 from others."""
+
+    batch: int = 32  # (ours)
+    frames: int = 80  # of a training sequence at level 1 (ours)
+    negatives: list[int] = field(default_factory=lambda: [12, 12, 12, 48])  # N of eq. 2, one a level
+    temperature: float = 1.0  # of the InfoNCE loss; 1 = eq. 2
+    lr: float = 1e-4  # (ours)
+    betas: tuple[float, float] = (0.9, 0.999)  # (ours)
+    weight_decay: float = 0.01  # (ours)
+    iterations: int = 50_000  # (ours)
+    max_minutes: float | None = None  # stop early after this much time
+
+
+@dataclass
+class GeneratorTraining:
+    """Adversarial training of the generator (section 3.3, eq. 14-16)."""
+
+    batch: int = 50
+    frames: int = 40
+    lr_generator: float = 2e-5
+    lr_discriminator: float = 1e-5
+    betas: tuple[float, float] = (0.0, 0.999)
+    iterations: int = 70_000
+    decay_iterations: int = 5_000  # after `iterations`, with both rates × decay
+    decay: float = 0.1
+    lambda_av: float = 8.0
+    lambda_adv: float = 0.1
+    lambda_rec: float = 1.0
+    sync_reduction: Literal["sum", "mean"] = "sum"  # over levels: eq. 6, or ref
+    max_minutes: float | None = None  # stop early after this much time
+
+
+@dataclass
+class Config:
+    """Everything that a training run or a model is made from."""
+
+    audio: AudioConfig = field(default_factory=AudioConfig)
+    syncer: SyncerConfig = field(default_factory=SyncerConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    syncer_training: SyncerTraining = field(default_factory=SyncerTraining)
+    generator_training: GeneratorTraining = field(default_factory=GeneratorTraining)
+
+
+def load_config(name_or_path: PathLike, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration and apply overrides such as "generator.width=256".
+
+    `name_or_path` is a YAML file or the name of a shipped one ("paper", "compact").
+    Raises InputError: no such file, bad YAML, unknown key (names the nearest valid one), wrong type.
+    """
+    # Here, so that `import mssync` does not pay for it.
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    path = _find(name_or_path)
+    config = OmegaConf.structured(Config)
+    source = str(path)
+    try:
+        loaded = OmegaConf.load(path)
+        _check_keys(OmegaConf.to_container(loaded), source)
+        config = OmegaConf.merge(config, loaded)
+        for override in overrides:
+            source = f'override "{override}"'
+            if "=" not in override:
+                raise InputError(f'{source} must have the form "section.key=value"')
+            change = OmegaConf.from_dotlist([override])
+            _check_keys(OmegaConf.to_container(change), source)
+            config = OmegaConf.merge(config, change)
+        source = str(path)
+        return OmegaConf.to_object(config)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        reason = str(error.msg or error).splitlines()[0]
+        raise InputError(f"{source}: {error.full_key or 'configuration'}: {reason}") from None
+    except YAMLError as error:
+        raise InputError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{source} cannot be read as a configuration: {error}") from None
+
+
+def _find(name_or_path: PathLike) -> Path:
+    """The path itself if it is a file, else the shipped configuration of that name."""
+    given = Path(name_or_path)
+    for path in (given, *(folder / f"{given.name}.yaml" for folder in _FOLDERS)):
+        if path.is_file():
+            return path
+    names = sorted({path.stem for folder in _FOLDERS for path in folder.glob("*.yaml")})
+    raise InputError(f"no configuration {given}: give a YAML file or one of {', '.join(names)}")
+
+
+def _check_keys(given: Any, source: str) -> None:
+    """Refuse keys that the schema lacks, naming the nearest one that it has."""
+    if not isinstance(given, dict):
+        raise InputError(f"{source} must hold sections with keys, such as generator: {{width: 256}}")
+    valid = list(_keys(Config))
+    for key in _given_keys(given):
+        if key not in valid:
+            raise InputError(f"{source}: there is no key {key}; the nearest is {_nearest(key, valid)}")
+
+
+def _nearest(key: str, valid: Iterable[str]) -> str:
+    """The valid key most like `key`; without a section, "lamda_av" finds "generator_training.lambda_av"."""
+
+    def likeness(candidate: str) -> float:
+        compared = candidate if "." in key else candidate.split(".")[-1]
+        return difflib.SequenceMatcher(None, key, compared).ratio()
+
+    return max(valid, key=likeness)
+
+
+def _keys(section: type) -> Iterator[str]:
+    """All dotted keys of a configuration class, sections included."""
+    for item in fields(section):
+        yield item.name
+        if is_dataclass(item.default_factory):
+            yield from (f"{item.name}.{key}" for key in _keys(item.default_factory))
+
+
+def _given_keys(given: dict[Any, Any]) -> Iterator[str]:
+    """All dotted keys of a nested dictionary, sections included."""
+    for name, value in given.items():
+        yield str(name)
+        if isinstance(value, dict):
+            yield from (f"{name}.{key}" for key in _given_keys(value))

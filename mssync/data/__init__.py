@@ -1,0 +1,1 @@
+"""Data: prepared clips for training and evaluation."""

@@ -1,0 +1,288 @@
+"""Faces: detection and dense landmarks (mediapipe), the fixed crop, measures on landmarks, paste-back.
+
+Landmarks are mediapipe's 478 face-mesh points. In pictures they are (478, 3) float32 pixels (x right, y down,
+z in the same unit, growing away from the camera); in prepared clips they are normalised to the crop, [-1, 1].
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from mssync.errors import InputError
+
+N_LANDMARKS = 478
+CROP_SCALE = 1.9  # side of the crop in heights of the face: a face of VoxCeleb's proportions
+MIN_CROP_SCALE = 1.35  # a crop is never tighter than this around everything the face reaches
+MAX_FACES = 5
+
+# Mesh indices, "left" and "right" as seen in the picture.
+EYE_CORNERS = (33, 263)
+LEFT_EYE_LIDS, RIGHT_EYE_LIDS = (159, 145), (386, 374)
+LEFT_EYE_WIDTH, RIGHT_EYE_WIDTH = (33, 133), (362, 263)
+INNER_LIPS = (13, 14)
+FOREHEAD, SUBNASALE, CHIN = 10, 2, 152
+
+
+@dataclass(frozen=True)
+class Box:
+    """A square in pixels: top-left corner and side. It may reach outside the picture."""
+
+    x0: float
+    y0: float
+    side: float
+
+
+@dataclass(frozen=True)
+class Face:
+    """One detected face: ``landmarks`` (478, 3) in pixels."""
+
+    landmarks: np.ndarray
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """Bounds (x0, y0, x1, y1) of the landmarks, in pixels."""
+        low, high = self.landmarks[:, :2].min(0), self.landmarks[:, :2].max(0)
+        return float(low[0]), float(low[1]), float(high[0]), float(high[1])
+
+    @property
+    def area(self) -> float:
+        x0, y0, x1, y1 = self.box
+        return (x1 - x0) * (y1 - y0)
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """mediapipe's C++ side writes start-up chatter to file descriptor 2; hold it back while a graph is built."""
+    os.environ.setdefault("GLOG_minloglevel", "3")
+    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)
+
+
+class FaceMesh:
+    """Dense landmarks of the faces in pictures (``mesh(image)``) or along a video (``mesh.track(frames)``)."""
+
+    def __init__(self) -> None:
+        with _quiet_stderr(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import mediapipe as mp
+
+            self._solutions = mp.solutions
+            self._still = mp.solutions.face_mesh.FaceMesh(
+                static_image_mode=True, refine_landmarks=True, max_num_faces=1, min_detection_confidence=0.3
+            )
+            # Near faces first; the full-range model finds what is small in the picture.
+            self._detectors = [
+                mp.solutions.face_detection.FaceDetection(model_selection=m, min_detection_confidence=0.5)
+                for m in (0, 1)
+            ]
+            self._still.process(np.zeros((64, 64, 3), np.uint8))
+
+    def __call__(self, image: np.ndarray) -> list[Face]:
+        """Faces of one picture, the largest first.
+
+        image: (H, W, 3) uint8 RGB. Every detected face is cut out with room around it and meshed on its own,
+        so that faces that are small in a large picture get landmarks as precise as large ones.
+        """
+        height, width = image.shape[:2]
+        for detector in self._detectors:
+            faces = []
+            for detection in (detector.process(image).detections or [])[:MAX_FACES]:
+                rel = detection.location_data.relative_bounding_box
+                side = 2.0 * max(rel.width * width, rel.height * height)
+                cx, cy = (rel.xmin + rel.width / 2) * width, (rel.ymin + rel.height / 2) * height
+                faces += self._mesh_inside(image, Box(cx - side / 2, cy - side / 2, side))
+            if faces:
+                return sorted(_distinct(faces), key=lambda face: -face.area)
+        return []
+
+    def _mesh_inside(self, image: np.ndarray, box: Box) -> list[Face]:
+        side = int(np.clip(round(box.side), 192, 512))
+        found = self._still.process(crop(image, box, side)).multi_face_landmarks
+        if not found:
+            return []
+        scale = np.array([box.side, box.side, box.side], np.float32)
+        return [Face(_points(found[0]) * scale + np.array([box.x0, box.y0, 0], np.float32))]
+
+    def track(self, frames: Iterable[np.ndarray]) -> Iterator[Face | None]:
+        """One face (or None) a frame of a video of one speaker; streams.
+
+        frames: (H, W, 3) uint8 RGB pictures of one size. Tracking follows the face that it found first;
+        a face that tracking cannot start on (small in the picture) is looked for as in a still.
+        """
+        with _quiet_stderr():
+            tracker = self._solutions.face_mesh.FaceMesh(
+                static_image_mode=False, refine_landmarks=True, max_num_faces=1
+            )
+        with tracker:
+            for frame in frames:
+                found = tracker.process(frame).multi_face_landmarks
+                if found:
+                    height, width = frame.shape[:2]
+                    yield Face(_points(found[0]) * np.array([width, height, width], np.float32))
+                else:
+                    faces = self(frame)
+                    yield faces[0] if faces else None
+
+
+def _points(found: object) -> np.ndarray:
+    return np.array([(p.x, p.y, p.z) for p in found.landmark], np.float32)  # type: ignore[attr-defined]
+
+
+def _distinct(faces: list[Face]) -> list[Face]:
+    """Drop meshes that landed on the same face (two detections of one face overlap)."""
+    kept: list[Face] = []
+    for face in sorted(faces, key=lambda f: -f.area):
+        centre = face.landmarks[:, :2].mean(0)
+        boxes = [other.box for other in kept]
+        if not any(x0 < centre[0] < x1 and y0 < centre[1] < y1 for x0, y0, x1, y1 in boxes):
+            kept.append(face)
+    return kept
+
+
+def largest_face(mesh: FaceMesh, image: np.ndarray, name: str) -> Face:
+    """The largest face of a picture; warns when there are several.
+
+    Raises InputError (naming `name`) when there is none.
+    """
+    faces = mesh(image)
+    if not faces:
+        raise InputError(f"{name}: no face found; use a picture that shows one face, roughly from the front")
+    if len(faces) > 1:
+        warnings.warn(f"{name}: {len(faces)} faces found; the largest one is used", stacklevel=2)
+    return faces[0]
+
+
+def crop_box(faces: list[Face], width: int, height: int) -> Box:
+    """The one fixed crop of a picture or a clip (VoxCeleb as prepared for FOMM: the head moves inside the frame).
+
+    faces: the speaker's face in every frame (one face for a still). The square is CROP_SCALE median face
+    heights wide, holds everything that the face reaches, and is moved or shrunk to stay inside the
+    width × height picture as long as that leaves MIN_CROP_SCALE around the face.
+    """
+    boxes = np.array([face.box for face in faces])
+    x0, y0 = boxes[:, :2].min(0)
+    x1, y1 = boxes[:, 2:].max(0)
+    face_height = float(np.median(boxes[:, 3] - boxes[:, 1]))
+    reach = max(x1 - x0, y1 - y0)
+    least = MIN_CROP_SCALE * reach
+    side = max(CROP_SCALE * face_height, least)
+    side = max(min(side, width, height), least)
+    left, top = (x0 + x1 - side) / 2, (y0 + y1 - side) / 2 - 0.04 * side  # room for the hair
+    return Box(_inside(left, side, width), _inside(top, side, height), float(side))
+
+
+def _inside(start: float, length: float, limit: float) -> float:
+    return float(np.clip(start, 0, limit - length)) if length <= limit else (limit - length) / 2
+
+
+def crop(image: np.ndarray, box: Box, size: int) -> np.ndarray:
+    """Cut a box out and resize it: (H, W, 3) uint8 -> (size, size, 3) uint8. Outside, the border is repeated."""
+    import cv2
+
+    height, width = image.shape[:2]
+    x0, y0 = int(np.floor(box.x0)), int(np.floor(box.y0))
+    x1, y1 = int(np.ceil(box.x0 + box.side)), int(np.ceil(box.y0 + box.side))
+    part = image[max(y0, 0) : max(y1, 1), max(x0, 0) : max(x1, 1)]
+    pads = (max(-y0, 0), max(y1 - height, 0), max(-x0, 0), max(x1 - width, 0))
+    if any(pads):
+        part = cv2.copyMakeBorder(part, *pads, cv2.BORDER_REPLICATE)
+    # Pixel centres: box coordinate u of the output's pixel i is (i + 1/2) * side / size.
+    scale = box.side / size
+    if scale > 1.5:  # area averaging first, or a large picture would alias
+        shrink = max(1.0, part.shape[0] / max(1, round(part.shape[0] / scale)))
+        small = (max(1, round(part.shape[1] / shrink)), max(1, round(part.shape[0] / shrink)))
+        fx, fy = small[0] / part.shape[1], small[1] / part.shape[0]
+        part = cv2.resize(part, small, interpolation=cv2.INTER_AREA)
+    else:
+        fx = fy = 1.0
+    matrix = np.array(
+        [
+            [scale * fx, 0, ((box.x0 - x0) + 0.5 * scale) * fx - 0.5],
+            [0, scale * fy, ((box.y0 - y0) + 0.5 * scale) * fy - 0.5],
+        ]
+    )
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(part, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+
+
+def paste(image: np.ndarray, box: Box, patch: np.ndarray, edge: float = 0.08) -> np.ndarray:
+    """Put an animated crop back into the full picture, with a soft edge.
+
+    image: (H, W, 3) uint8; patch: (s, s, 3) uint8, the picture inside `box`; edge: width of the blend in
+    sides of the box. Edges that lie on the picture's border are not blended. Returns a new (H, W, 3) uint8.
+    """
+    import cv2
+
+    height, width = image.shape[:2]
+    x0, y0 = max(int(round(box.x0)), 0), max(int(round(box.y0)), 0)
+    x1, y1 = min(int(round(box.x0 + box.side)), width), min(int(round(box.y0 + box.side)), height)
+    scale = patch.shape[0] / box.side
+    matrix = np.array(
+        [
+            [scale, 0, (x0 + 0.5 - box.x0) * scale - 0.5],
+            [0, scale, (y0 + 0.5 - box.y0) * scale - 0.5],
+        ]
+    )
+    flags = (cv2.INTER_AREA if scale > 1 else cv2.INTER_CUBIC) | cv2.WARP_INVERSE_MAP
+    part = cv2.warpAffine(patch, matrix, (x1 - x0, y1 - y0), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    ramp = max(edge * box.side, 1.0)
+    alpha_x = _ramp(x0, x1, width, ramp)
+    alpha_y = _ramp(y0, y1, height, ramp)
+    alpha = np.minimum(alpha_y[:, None], alpha_x[None, :])[..., None].astype(np.float32)
+    out = image.copy()
+    out[y0:y1, x0:x1] = np.rint(alpha * part + (1 - alpha) * image[y0:y1, x0:x1]).astype(np.uint8)
+    return out
+
+
+def _ramp(start: int, stop: int, limit: int, width: float) -> np.ndarray:
+    """0 at the two ends rising to 1 over `width` pixels (smooth step); stays 1 at an end on the border."""
+    at = np.arange(start, stop) + 0.5
+    left = np.ones_like(at) if start <= 0 else np.clip((at - start) / width, 0, 1)
+    right = np.ones_like(at) if stop >= limit else np.clip((stop - at) / width, 0, 1)
+    t = np.minimum(left, right)
+    return t * t * (3 - 2 * t)
+
+
+# Measures. All take landmarks (..., 478, 3) in any unit in which x, y and z agree, and are free of scale.
+
+
+def _distance(landmarks: np.ndarray, pair: tuple[int, int]) -> np.ndarray:
+    return np.linalg.norm(landmarks[..., pair[0], :] - landmarks[..., pair[1], :], axis=-1)
+
+
+def mouth_opening(landmarks: np.ndarray) -> np.ndarray:
+    """Gap between the inner lips, in distances of the outer eye corners: 0 closed, about 0.5 wide open."""
+    return _distance(landmarks, INNER_LIPS) / _distance(landmarks, EYE_CORNERS)
+
+
+def eye_opening(landmarks: np.ndarray) -> np.ndarray:
+    """Mean gap of the eyelids in widths of the eye: about 0.3 open, below 0.15 closed."""
+    left = _distance(landmarks, LEFT_EYE_LIDS) / _distance(landmarks, LEFT_EYE_WIDTH)
+    right = _distance(landmarks, RIGHT_EYE_LIDS) / _distance(landmarks, RIGHT_EYE_WIDTH)
+    return (left + right) / 2
+
+
+def head_pose(landmarks: np.ndarray) -> np.ndarray:
+    """Yaw, pitch and roll (..., 3) in degrees, from the eye corners, the forehead and the base of the nose.
+
+    Yaw grows as the face turns to the picture's right, pitch as it looks down, roll as it tilts clockwise
+    in the picture; pitch has an anatomical offset of a few degrees.
+    """
+    across = landmarks[..., EYE_CORNERS[1], :] - landmarks[..., EYE_CORNERS[0], :]
+    down = landmarks[..., SUBNASALE, :] - landmarks[..., FOREHEAD, :]
+    yaw = np.arctan2(across[..., 2], np.linalg.norm(across[..., :2], axis=-1))
+    pitch = np.arctan2(down[..., 2], np.linalg.norm(down[..., :2], axis=-1))
+    roll = np.arctan2(across[..., 1], across[..., 0])
+    return np.degrees(np.stack([yaw, pitch, roll], -1))

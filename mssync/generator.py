@@ -1,0 +1,370 @@
+"""Multi-scale autoregressive generator (section 3.2 of the paper, eq. 8-10).
+
+`v_{t+1} = G(x_{0:t}, a_{t+1})`, `x_{t+1} = x_t + v_{t+1}`: a causal Transformer summarises the past
+positions, four branches turn the summary and the audio at four time scales into velocities, and a soft mask
+merges them.
+
+Everything that depends on the audio alone is computed before the roll-out, for all frames at once. A frame
+then costs the same whatever its index: each attention layer keeps keys and values of the last `context`
+frames and no more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mssync.audio import AUDIO_PER_VIDEO, N_FILTERS
+from mssync.config import GeneratorConfig
+from mssync.errors import InputError
+from mssync.pyramid import LEVELS, reflect_index
+from mssync.syncer import Standardize
+
+KERNEL = 7  # of the strided audio convolutions (ref)
+COARSEST = 2 ** (LEVELS - 1)  # video frames that one vector of the coarsest audio level stands for
+# Video frames on either side that can influence an audio vector. A stage of stride 2 sees 3 of its own input
+# frames to either side, 3 · (1 + 2 + 4 + 8 + 16) = 93 audio frames in all; interpolation looks up to 32
+# further: 125 < 4 · 32.
+REACH = 32
+CHUNK = 25 * COARSEST  # video frames of audio encoded at a time while streaming (8 s)
+ROTARY_BASE = 10000.0
+OUTPUT_GAIN = 0.1  # the first roll-outs should drift slowly: velocities start at a tenth of the usual scale
+
+
+def rotary_table(positions: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
+    """Cosines and signed sines (n, head_dim) of rotary position encoding for integer positions (n,).
+
+    Angles are computed in double precision: positions of a long stream grow without bound.
+    """
+    frequencies = ROTARY_BASE ** (-torch.arange(0, head_dim, 2, device=positions.device).double() / head_dim)
+    angles = positions.double()[:, None] * frequencies
+    sin = angles.sin().float()
+    return angles.cos().float().repeat(1, 2), torch.cat([-sin, sin], dim=1)
+
+
+class AttentionLayer(nn.Module):
+    """Pre-norm Transformer layer: causal attention over the last `context` frames, then a GELU feed-forward.
+
+    Positions enter as rotations of queries and keys, so only differences of positions matter and a cached key
+    stays
+    valid: a step with the cache is the same function as the whole sequence under the windowed mask.
+    """
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.heads = config.heads
+        self.attention_norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.attention_out = nn.Linear(width, width)
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(width),
+            nn.Linear(width, config.feed_forward),
+            nn.GELU(),
+            nn.Linear(config.feed_forward, width),
+        )
+
+    def forward(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: Tensor | None, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """x (B, n, width) -> the same shape, and keys and values (B, heads, kept + n, 2 · head_dim).
+
+        `cache` holds the keys and values of the frames before x. `mask` (n, n) says which frames may be seen;
+        None when all may, as in a step, where the cache has been cut to the context.
+        """
+        qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        head_dim = qkv.shape[-1] // 3
+        # Queries and keys lie side by side: one rotation serves both.
+        rotated = _rotate(qkv[..., : 2 * head_dim].unflatten(-1, (2, head_dim)), rotary)
+        query = rotated[..., 0, :]
+        pairs = torch.cat([rotated[..., 1, :], qkv[..., 2 * head_dim :]], dim=-1)
+        if cache is not None:
+            pairs = torch.cat([cache, pairs], dim=2)
+        key, value = pairs[..., :head_dim], pairs[..., head_dim:]
+        seen = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        x = x + self.attention_out(seen.transpose(1, 2).flatten(2))
+        return x + self.feed_forward(x), pairs
+
+
+def _rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate (B, heads, n, 2, head_dim): component j pairs with j + head_dim / 2."""
+    cos, sin = rotary
+    return x * cos[:, None] + x.roll(x.shape[-1] // 2, dims=-1) * sin[:, None]
+
+
+class AudioEncoder(nn.Module):
+    """Bottom-up path of a feature pyramid: 100 Hz features to vectors at 25, 12.5, 6.25 and 3.125 Hz.
+
+    Two strided convolutions reach the video rate (level 1), three more give levels 2-4, which are
+    interpolated linearly back to the video rate. Vector j of level i is centred on video frame `2^(i-1) j`.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = Standardize(N_FILTERS)
+        # A stage is convolution, norm over the channels of a frame, GELU; statistics over time would break
+        # streaming.
+        stages = 2 + LEVELS - 1
+        self.convolutions = nn.ModuleList(
+            nn.Conv1d(width if stage else N_FILTERS, width, KERNEL, stride=2, padding=KERNEL // 2)
+            for stage in range(stages)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(stages))
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """Audio (B, 4T, 26) -> (levels, B, T, width)."""
+        length = audio.shape[1] // AUDIO_PER_VIDEO
+        x = self.norm(audio)
+        stages = []
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            x = F.gelu(norm(convolution(x.transpose(1, 2)).transpose(1, 2)))
+            stages.append(x)
+        return torch.stack([_upsample(level, 2**i, length) for i, level in enumerate(stages[1:])])
+
+
+def _upsample(x: Tensor, factor: int, length: int) -> Tensor:
+    """(B, n, C), frame j standing at `factor · j` -> (B, length, C): linear between, constant at the end."""
+    if factor == 1:
+        return x
+    padded = F.pad(x.transpose(1, 2), (0, 1), mode="replicate")
+    full = F.interpolate(padded, size=factor * x.shape[1] + 1, mode="linear", align_corners=True)
+    return full[..., :length].transpose(1, 2)
+
+
+class Branches(nn.Module):
+    """Multi-scale module: a fully connected network a level, merged by a soft mask over the levels (eq. 10).
+
+    Each has two hidden layers and reads `[a^i_{t+1}, x_t, h_t]`. All levels are evaluated in one batched
+    product; their weights are independent. The first layer's share of the audio is computed ahead by
+    `audio_part`.
+    """
+
+    def __init__(self, config: GeneratorConfig, state_size: int) -> None:
+        super().__init__()
+        self.keypoints, self.values = config.keypoints, config.values
+        hidden, count = config.branch_hidden, LEVELS + config.audio_free_branch
+        fan_in = config.audio_width + state_size
+        self.audio_weight = _uniform((LEVELS, config.audio_width, hidden), fan_in)
+        self.state_weight = _uniform((count, state_size, hidden), fan_in)
+        self.first_bias = _uniform((count, 1, hidden), fan_in)
+        self.hidden_weight = _uniform((count, hidden, hidden), hidden)
+        self.hidden_bias = _uniform((count, 1, hidden), hidden)
+        # A keypoint has its velocities and one mask logit.
+        self.out_weight = _uniform((count, hidden, self.keypoints * (self.values + 1)), hidden, OUTPUT_GAIN)
+        self.out_bias = nn.Parameter(torch.zeros(count, 1, self.keypoints * (self.values + 1)))
+        self.final: nn.Linear | None = None
+        if config.final_linear:  # (ref) in place of the sum of eq. 10, which it starts as
+            self.final = nn.Linear(count * self.keypoints * self.values, self.keypoints * self.values)
+            self.final.weight.data = torch.eye(self.keypoints * self.values).repeat(1, count)
+            self.final.bias.data.zero_()
+
+    def audio_part(self, levels: Tensor) -> Tensor:
+        """Audio (levels, B, T, audio_width) -> its share of the first layer with bias (T, branches, B, hidden)."""
+        count, (_, batch, length, _) = len(self.first_bias), levels.shape
+        part = torch.bmm(levels.transpose(1, 2).flatten(1, 2), self.audio_weight)
+        # The branch without audio, where there is one, has its bias alone.
+        part = F.pad(part, (0, 0, 0, 0, 0, count - LEVELS)) + self.first_bias
+        return part.unflatten(1, (length, batch)).transpose(0, 1)
+
+    def forward(self, audio_part: Tensor, state: Tensor) -> Tensor:
+        """Audio share (branches, n, hidden) and state (n, state_size) -> velocity (n, keypoints · values)."""
+        count = len(self.first_bias)
+        x = F.gelu(torch.baddbmm(audio_part, state.expand(count, -1, -1), self.state_weight))
+        x = F.gelu(torch.baddbmm(self.hidden_bias, x, self.hidden_weight))
+        x = torch.baddbmm(self.out_bias, x, self.out_weight).unflatten(-1, (self.keypoints, -1))
+        velocity, logit = x[..., : self.values], x[..., self.values :]
+        masked = logit.softmax(dim=0) * velocity
+        if self.final is None:
+            return masked.sum(0).flatten(1)
+        return self.final(masked.transpose(0, 1).flatten(1))
+
+
+def _uniform(shape: tuple[int, ...], fan_in: int, gain: float = 1.0) -> nn.Parameter:
+    """Initial values as of nn.Linear: uniform within ± gain / sqrt(fan_in)."""
+    bound = gain / math.sqrt(fan_in)
+    return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
+
+
+@dataclass(frozen=True)
+class State:
+    """A roll-out between two frames. Positions are standardised; `cache` has one tensor a layer."""
+
+    first: Tensor  # x_0 as given (B, D), to count from without loss of precision
+    origin: Tensor  # x_0 standardised
+    position: Tensor  # x_t standardised
+    cache: tuple[Tensor | None, ...]
+    index: int  # frames in or past the cache
+
+
+class Generator(nn.Module):
+    """Motion from audio and a first frame. D = keypoints · values, 60 in the paper.
+
+    Input and output are raw: standardisation (`set_statistics`) is part of the model.
+
+    Raises InputError: a width that the heads do not divide into even parts.
+    """
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        if config.width % (2 * config.heads):
+            raise InputError(
+                f"generator.width must be a multiple of 2 x generator.heads = {2 * config.heads}, "
+                f"got {config.width}"
+            )
+        self.config = config
+        motion_dim = config.keypoints * config.values
+        position_size = motion_dim * (1 + config.relative_input)
+        self.motion_norm = Standardize(motion_dim)
+        self.audio_encoder = AudioEncoder(config.audio_width)
+        self.embedding = nn.Linear(position_size, config.width)
+        self.layers = nn.ModuleList(AttentionLayer(config) for _ in range(config.layers))
+        self.out_norm = nn.LayerNorm(config.width)
+        self.branches = Branches(config, position_size + config.width)
+
+    def set_statistics(
+        self, motion_mean: Tensor, motion_std: Tensor, audio_mean: Tensor, audio_std: Tensor
+    ) -> None:
+        """Store mean and deviation of the training data: (D,), (D,), (26,), (26,)."""
+        self.motion_norm.set_statistics(motion_mean, motion_std)
+        self.audio_encoder.norm.set_statistics(audio_mean, audio_std)
+
+    # ---- a whole sequence
+
+    def forward(self, x0: Tensor, audio: Tensor) -> Tensor:
+        """Free-running roll-out, differentiable from end to end (eq. 8-9).
+
+        x0 (B, D), audio (B, 4T, 26) -> motion (B, T, D); frame 0 is x0, frame t has heard audio frames 4t …
+        4t+3.
+        Raises InputError: shapes that do not fit.
+        """
+        self._check(x0, audio)
+        state = self.start(x0)
+        frames = [x0]
+        for vectors in self.audio_vectors(audio).unbind(0)[1:]:
+            frame, state = self.step(state, vectors)
+            frames.append(frame)
+        return torch.stack(frames, dim=1)
+
+    def teacher_forced(self, x: Tensor, audio: Tensor) -> Tensor:
+        """Every frame from the real frames before it, in one parallel pass.
+
+        x (B, T, D), audio (B, 4T, 26) -> (B, T, D): frame 0 is x_0, frame t+1 is `x_t + G(x_{0:t}, a_{t+1})`.
+        Raises InputError: shapes that do not fit.
+        """
+        self._check(x[:, 0], audio)
+        warmup = self.config.warmup_frames
+        z = self.motion_norm(x)
+        past = torch.cat([z[:, :1].expand(-1, warmup, -1), z[:, :-1]], dim=1)
+        inputs = self._inputs(past, z[:, :1])
+        times = torch.arange(past.shape[1], device=x.device)
+        age = times[:, None] - times
+        mask = (age >= 0) & (age < self.config.context)
+        hidden, _ = self._attend(inputs, times, self._empty_cache(), mask)
+        states = torch.cat([inputs, hidden], dim=-1)[:, warmup:]
+        vectors = self.audio_vectors(audio)[1:]
+        velocity = self.branches(vectors.transpose(0, 1).flatten(1, 2), states.transpose(0, 1).flatten(0, 1))
+        velocity = velocity.unflatten(0, (-1, len(x))).transpose(0, 1)
+        return torch.cat([x[:, :1], x[:, :-1] + velocity * self.motion_norm.std], dim=1)
+
+    # ---- frame by frame
+
+    def audio_vectors(self, audio: Tensor) -> Tensor:
+        """Audio (B, 4T, 26) -> what `step` needs, (T, branches, B, branch_hidden): entry t for frame t."""
+        extended = self._extend(audio)
+        return self.branches.audio_part(self.audio_encoder(extended))[self.config.warmup_frames :]
+
+    def start(self, x0: Tensor) -> State:
+        """State after frame 0. x0 (B, D), raw. Warm-up frames, where configured, repeat x0 in the cache."""
+        z = self.motion_norm(x0)
+        state = State(x0, z, z, self._empty_cache(), 0)
+        for _ in range(self.config.warmup_frames):
+            state = self._advance(state)[1]
+        return state
+
+    def step(self, state: State, vectors: Tensor) -> tuple[Tensor, State]:
+        """The next frame, from its entry of `audio_vectors` -> x_{t+1} (B, D) raw, and the new state."""
+        features, state = self._advance(state)
+        position = state.position + self.branches(vectors, features)
+        frame = state.first + (position - state.origin) * self.motion_norm.std
+        return frame, replace(state, position=position)
+
+    @torch.inference_mode()
+    def stream(self, x0: Tensor, audio: Tensor) -> Iterator[Tensor]:
+        """The frames of `forward` for one sequence, one by one: x0 (D,), audio (4T, 26) -> T times (D,).
+
+        Audio is encoded in chunks of `CHUNK` frames, so time and memory a frame do not grow with the length.
+        Raises InputError: shapes that do not fit.
+        """
+        self._check(x0[None], audio[None])
+        state = self.start(x0[None])
+        yield x0
+        extended = self._extend(audio[None])
+        warmup = self.config.warmup_frames
+        length = extended.shape[1] // AUDIO_PER_VIDEO
+        for begin in range(0, length, CHUNK):
+            # A chunk starts on a frame of the coarsest level and carries all audio that can influence it.
+            low, end = max(0, begin - REACH), min(length, begin + CHUNK)
+            levels = self.audio_encoder(extended[:, AUDIO_PER_VIDEO * low : AUDIO_PER_VIDEO * (end + REACH)])
+            vectors = self.branches.audio_part(levels[:, :, begin - low : end - low])
+            for vector in vectors[max(0, warmup + 1 - begin) :]:
+                frame, state = self.step(state, vector)
+                yield frame[0]
+
+    # ---- shared
+
+    def _empty_cache(self) -> tuple[Tensor | None, ...]:
+        return (None,) * len(self.layers)
+
+    def _advance(self, state: State) -> tuple[Tensor, State]:
+        """Take the position into the cache -> features [x_t, h_t] (B, state_size) and the state after it."""
+        inputs = self._inputs(state.position, state.origin)
+        times = torch.tensor([state.index], device=inputs.device)
+        hidden, cache = self._attend(inputs[:, None], times, state.cache, None)
+        features = torch.cat([inputs, hidden[:, 0]], dim=-1)
+        return features, replace(state, cache=cache, index=state.index + 1)
+
+    def _attend(
+        self, inputs: Tensor, times: Tensor, cache: tuple[Tensor | None, ...], mask: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        """Temporal module: inputs (B, n, position_size) at times (n,) -> h (B, n, width), new cache."""
+        x = self.embedding(inputs)
+        rotary = rotary_table(times, self.config.width // self.config.heads)
+        kept = []
+        for layer, past in zip(self.layers, cache, strict=True):
+            x, pairs = layer(x, rotary, past, mask)
+            # The next frame sees itself and context - 1 before it.
+            kept.append(pairs[:, :, max(0, pairs.shape[2] - self.config.context + 1) :])
+        return self.out_norm(x), tuple(kept)
+
+    def _inputs(self, position: Tensor, origin: Tensor) -> Tensor:
+        """Standardised positions, beside them their distance from x_0 where configured."""
+        return torch.cat([position, position - origin], dim=-1) if self.config.relative_input else position
+
+    def _extend(self, audio: Tensor) -> Tensor:
+        """Put the audio of the warm-up frames, its beginning mirrored (ref), before it."""
+        before = AUDIO_PER_VIDEO * self.config.warmup_frames
+        if not before:
+            return audio
+        times = torch.arange(-before, audio.shape[1], device=audio.device)
+        return audio[:, reflect_index(times, audio.shape[1])]
+
+    def _check(self, x0: Tensor, audio: Tensor) -> None:
+        dim = self.config.keypoints * self.config.values
+        if x0.shape[-1] != dim:
+            raise InputError(f"the generator needs a first frame of {dim} numbers, got {x0.shape[-1]}")
+        if audio.shape[1] == 0 or audio.shape[1] % AUDIO_PER_VIDEO or audio.shape[2] != N_FILTERS:
+            raise InputError(
+                f"the generator needs {AUDIO_PER_VIDEO} audio frames of {N_FILTERS} numbers a video frame, "
+                f"got {audio.shape[1]} x {audio.shape[2]}"
+            )
+
+
+def build_generator(config: dict[str, Any]) -> Generator:
+    """The generator of a model file, from the GeneratorConfig stored in it (`weights.load_model`)."""
+    return Generator(GeneratorConfig(**config))

@@ -1,0 +1,1 @@
+"""Evaluation: what can be measured on pictures, landmarks and motion."""

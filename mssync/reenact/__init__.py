@@ -1,0 +1,34 @@
+"""Reenactment: an image to motion (10 keypoints with Jacobians), and motion back to pictures.
+
+Two models share one interface: ``fomm`` is the first-order motion model exactly, for the public checkpoints;
+``compact`` is the project's own, small enough for real time on two cores.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+N_KEYPOINTS = 10
+N_VALUES = 6  # x, y, then the Jacobian row by row
+SIZE = 256  # pictures are SIZE × SIZE, float in [0, 1]
+
+
+class Reenactor(Protocol):
+    """What the rest of the package knows of a reenactment model."""
+
+    rigid: tuple[int, ...]
+    """Indices of the keypoints that move with the skull (all of them where the model does not tell)."""
+
+    def keypoints(self, image: Tensor) -> Tensor:
+        """(B, 3, 256, 256) in [0, 1] -> motion (B, 10, 6), coordinates in [-1, 1]."""
+        ...
+
+    def prepare(self, source: Tensor) -> Any:
+        """Everything that depends on the source picture (1, 3, 256, 256) alone."""
+        ...
+
+    def render(self, state: Any, motion: Tensor) -> Tensor:
+        """Frames (B, 3, 256, 256) in [0, 1] of the prepared source under motion (B, 10, 6)."""
+        ...

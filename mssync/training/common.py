@@ -1,0 +1,110 @@
+"""What the three trainings share: a run folder with exact resume, a clock, a moving average, a log."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mssync.errors import InputError
+
+CHECKPOINT = "last.pt"
+
+
+class Run:
+    """A run folder: ``last.pt`` (everything to go on exactly), TensorBoard events, a clock.
+
+    max_minutes limits this call, not the whole run: a stopped run goes on where it was when started again.
+    """
+
+    def __init__(self, folder: str | Path, max_minutes: float | None) -> None:
+        self.folder = Path(folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{folder}: cannot make the run folder ({error.strerror})") from error
+        self.deadline = time.monotonic() + 60 * max_minutes if max_minutes else float("inf")
+        self._writer: Any = None
+        self._shown = 0.0
+
+    def load(self) -> dict[str, Any] | None:
+        """The last checkpoint, or None for a new run."""
+        path = self.folder / CHECKPOINT
+        if not path.exists():
+            return None
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+    def save(self, state: dict[str, Any]) -> None:
+        temporary = self.folder / f".{CHECKPOINT}.part"
+        torch.save(state, temporary)
+        os.replace(temporary, self.folder / CHECKPOINT)
+
+    def steps(self, start: int, stop: int) -> Iterator[int]:
+        """Step numbers from start until stop, the end of the time, or Ctrl-C (the step under way is finished)."""
+        import signal
+        import threading
+
+        stopped = threading.Event()
+        main = threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGINT, lambda *_: stopped.set()) if main else None
+        try:
+            for step in range(start, stop):
+                if stopped.is_set() or time.monotonic() > self.deadline:
+                    return
+                yield step
+        finally:
+            if main:
+                signal.signal(signal.SIGINT, before)
+
+    def log(self, step: int, values: dict[str, float], every: float = 15.0) -> None:
+        """Scalars to TensorBoard, and a line on the console at most every so many seconds."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = self._writer or SummaryWriter(str(self.folder))
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+        if time.monotonic() - self._shown > every:
+            self._shown = time.monotonic()
+            print(f"step {step:6d}  " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()), flush=True)
+
+    def image(self, step: int, name: str, picture: Tensor) -> None:
+        """(3, h, w) in [0, 1] to TensorBoard."""
+        if self._writer is not None:
+            self._writer.add_image(name, picture.clamp(0, 1), step)
+
+
+class Average:
+    """Exponential moving average of a module's parameters; buffers are copied."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        import copy
+
+        self.model, self.decay = copy.deepcopy(model).requires_grad_(False).eval(), decay
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))  # a young average forgets its start quickly
+        for mine, theirs in zip(self.model.parameters(), model.parameters(), strict=True):
+            mine.lerp_(theirs.detach().to(mine.dtype), 1 - decay)
+        for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
+            mine.copy_(theirs)
+
+
+def ramp(step: int, start: int, stop: int) -> float:
+    """0 up to start, 1 from stop on, linear between."""
+    return min(max((step - start) / max(stop - start, 1), 0.0), 1.0)
+
+
+def cosine_rate(step: int, total: int, warmup: int, final: float = 0.05) -> float:
+    """Factor of the learning rate: linear warm-up, then a cosine down to `final`."""
+    import math
+
+    if step < warmup:
+        return (step + 1) / warmup
+    at = ramp(step, warmup, total)
+    return final + (1 - final) * (1 + math.cos(math.pi * at)) / 2

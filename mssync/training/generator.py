@@ -1,0 +1,217 @@
+"""Adversarial training of the generator under the frozen pyramid of syncers (section 3.3, eq. 11-16)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mssync.config import Config
+from mssync.data.sequences import Sequence, SequenceBatches, read_sequences
+from mssync.discriminator import (
+    FrameDiscriminator,
+    SequenceDiscriminator,
+    discriminator_loss,
+    generator_loss,
+)
+from mssync.errors import InputError
+from mssync.generator import Generator
+from mssync.syncer import SynchronyLoss
+from mssync.training.common import Average, Run
+from mssync.weights import load_model, save_model
+
+VALIDATE_EVERY = 250  # steps
+VALIDATION_BATCHES = 4
+MAX_GRADIENT = 1.0  # norm
+
+
+@dataclass
+class _Parts:
+    """What is trained, and what it is trained with."""
+
+    generator: Any
+    frame: Any
+    sequence: Any
+    generator_optimizer: Any
+    discriminator_optimizer: Any
+    synchrony: SynchronyLoss
+    average: Average
+
+
+def reconstruction_loss(motion: Tensor, generated: Tensor) -> Tensor:
+    """Eq. 14: squared L2 distance of whole sequences (B, T, 60), mean over the batch."""
+    return (motion - generated).square().sum((1, 2)).mean()
+
+
+def train(
+    config: Config, data: str | Path, syncers: str | Path, run_dir: str | Path, max_minutes: float | None = None
+) -> Path:
+    """Train (or go on training) the generator and its discriminators; returns ``generator.safetensors``.
+
+    data: prepared folder with motion; syncers: folder with syncer1 … syncer4.safetensors. The file holds a
+    moving average of the weights. Raises InputError for a folder that lacks what is needed.
+    """
+    from lightning.fabric import Fabric
+
+    settings = config.generator_training
+    fabric = Fabric(accelerator="auto", devices="auto")
+    fabric.launch()
+    run = Run(run_dir, max_minutes or settings.max_minutes)
+    torch.manual_seed(0)
+    sequences = read_sequences(data, "train", settings.frames, config.augmentation.smooth)
+    parts = _build(config, sequences, load_syncers(syncers, settings.sync_reduction))
+    start = _restore(run, parts)
+    parts = _distribute(fabric, parts)
+    moving = [s for s in sequences if not s.stabilised]  # a stabilised clip has no head motion to learn from
+    batches = SequenceBatches(moving, settings.frames, settings.batch, 0, config.augmentation)
+    checks = _validation(data, config, sequences)
+    total, done = settings.iterations + settings.decay_iterations, start
+    for step in run.steps(start, total):
+        rate = 1.0 if step < settings.iterations else settings.decay
+        _set_rates(parts, settings.lr_generator * rate, settings.lr_discriminator * rate)
+        batch = batches(step * fabric.world_size + fabric.global_rank)
+        values = _step(fabric, parts, [x.to(fabric.device) for x in batch], config)
+        parts.average.update(_bare(parts.generator), step)
+        done = step + 1
+        run.log(step, values)
+        if done % VALIDATE_EVERY == 0:
+            run.log(step, _validate(parts, checks), every=0)
+            _save(run, parts, config, done)
+    _save(run, parts, config, done, _validate(parts, checks))
+    return run.folder / "generator.safetensors"
+
+
+def load_syncers(folder: str | Path, reduction: str) -> SynchronyLoss:
+    """The frozen pyramid from a folder with syncer1, syncer2, … Raises InputError when there is none."""
+    files = sorted(Path(folder).glob("syncer[1-9].safetensors"))
+    if not files:
+        raise InputError(f"{folder}: no syncer1.safetensors here; train syncers with `mssync train syncer --level 1`")
+    return SynchronyLoss([load_model(file, kinds=("syncer",))[0] for file in files], reduction)  # type: ignore[misc]
+
+
+def _build(config: Config, sequences: list[Sequence], synchrony: SynchronyLoss) -> _Parts:
+    settings = config.generator_training
+    generator = Generator(config.generator)
+    frame, sequence = FrameDiscriminator(config.discriminator), SequenceDiscriminator(config.discriminator)
+    motion, audio = torch.cat([s.motion for s in sequences]), torch.cat([s.audio for s in sequences])
+    generator.set_statistics(motion.mean(0), motion.std(0), audio.mean(0), audio.std(0))
+    for discriminator in (frame, sequence):
+        discriminator.motion_norm.set_statistics(motion.mean(0), motion.std(0))
+    both = [*frame.parameters(), *sequence.parameters()]
+    return _Parts(
+        generator,
+        frame,
+        sequence,
+        torch.optim.Adam(generator.parameters(), settings.lr_generator, betas=settings.betas),
+        torch.optim.Adam(both, settings.lr_discriminator, betas=settings.betas),
+        synchrony,
+        Average(generator, settings.average),
+    )
+
+
+def _distribute(fabric: Any, parts: _Parts) -> _Parts:
+    generator, generator_optimizer = fabric.setup(parts.generator, parts.generator_optimizer)
+    frame, sequence = fabric.setup_module(parts.frame), fabric.setup_module(parts.sequence)
+    discriminator_optimizer = fabric.setup_optimizers(parts.discriminator_optimizer)
+    parts.average.model.to(fabric.device)
+    synchrony = parts.synchrony.to(fabric.device)
+    return _Parts(generator, frame, sequence, generator_optimizer, discriminator_optimizer, synchrony, parts.average)
+
+
+def _bare(module: Any) -> Any:
+    """The module itself, whether Fabric wraps it or not."""
+    return getattr(module, "module", module)
+
+
+def _set_rates(parts: _Parts, generator: float, discriminator: float) -> None:
+    for optimizer, rate in (
+        (parts.generator_optimizer, generator),
+        (parts.discriminator_optimizer, discriminator),
+    ):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+
+
+def _step(fabric: Any, parts: _Parts, batch: list[Tensor], config: Config) -> dict[str, float]:
+    """One step of the discriminators (eq. 15), one of the generator (eq. 16)."""
+    settings = config.generator_training
+    motion, audio, other = batch
+    generated = parts.generator(motion[:, 0], audio, other if settings.random_origin else None)
+
+    frame_loss = discriminator_loss(parts.frame(motion[:, 1:]), parts.frame(generated[:, 1:].detach()))
+    sequence_loss = discriminator_loss(parts.sequence(motion), parts.sequence(generated.detach()))
+    fabric.backward(frame_loss + sequence_loss)
+    parts.discriminator_optimizer.step()
+
+    synchrony, levels = parts.synchrony(generated, audio)
+    adversarial = generator_loss(parts.frame(generated[:, 1:])) + generator_loss(parts.sequence(generated))
+    reconstruction = reconstruction_loss(motion, generated)
+    loss = settings.lambda_av * synchrony + settings.lambda_adv * adversarial + settings.lambda_rec * reconstruction
+    parts.generator_optimizer.zero_grad(set_to_none=True)
+    fabric.backward(loss)
+    torch.nn.utils.clip_grad_norm_(parts.generator.parameters(), MAX_GRADIENT)
+    parts.generator_optimizer.step()
+    parts.discriminator_optimizer.zero_grad(set_to_none=True)  # also what the generator's loss left there
+    values = {"rec": reconstruction, "adv": adversarial, "d_frame": frame_loss, "d_seq": sequence_loss}
+    values |= {f"sync{i + 1}": -level for i, level in enumerate(levels)}
+    return {name: float(value.detach()) for name, value in values.items()}
+
+
+def _validation(data: str | Path, config: Config, train: list[Sequence]) -> list[tuple[Tensor, ...]]:
+    settings = config.generator_training
+    try:
+        sequences = read_sequences(data, "val", settings.frames, config.augmentation.smooth)
+    except InputError:
+        sequences = train
+    batches = SequenceBatches(sequences, settings.frames, settings.batch, seed=12345)
+    return [batches(n) for n in range(VALIDATION_BATCHES)]
+
+
+@torch.no_grad()
+def _validate(parts: _Parts, checks: list[tuple[Tensor, ...]]) -> dict[str, float]:
+    """Scores of the levels on held-out speech: generated motion, real motion, and generated against other speech."""
+    device, generator = next(parts.average.model.parameters()).device, parts.average.model
+    rows = []
+    for motion, audio, _ in checks:
+        motion, audio = motion.to(device), audio.to(device)
+        generated = generator(motion[:, 0], audio)
+        scored = {"val_gen": generated, "val_real": motion, "val_shuffled": generated.roll(1, 0)}
+        row = {f"{k}{i + 1}": -float(v) for k, x in scored.items() for i, v in enumerate(parts.synchrony(x, audio)[1])}
+        row["val_rec"] = float(reconstruction_loss(motion, generated))
+        row["val_speed"] = float(generated.diff(dim=1).abs().mean() / motion.diff(dim=1).abs().mean())
+        rows.append(row)
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+
+def _restore(run: Run, parts: _Parts) -> int:
+    state = run.load()
+    if state is None:
+        return 0
+    try:
+        for name, part in _stored(parts).items():
+            part.load_state_dict(state[name])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise InputError(f"{run.folder}: its checkpoint is of another configuration; give a new --run") from error
+    return int(state["step"])
+
+
+def _stored(parts: _Parts) -> dict[str, Any]:
+    return {
+        "generator": _bare(parts.generator),
+        "frame": _bare(parts.frame),
+        "sequence": _bare(parts.sequence),
+        "generator_optimizer": parts.generator_optimizer,
+        "discriminator_optimizer": parts.discriminator_optimizer,
+        "average": parts.average.model,
+    }
+
+
+def _save(run: Run, parts: _Parts, config: Config, step: int, figures: dict[str, float] | None = None) -> None:
+    run.save({name: part.state_dict() for name, part in _stored(parts).items()} | {"step": step})
+    description = asdict(config.generator) | {"audio": config.audio.kind}
+    rounded = {name: round(value, 4) for name, value in (figures or {}).items()}
+    path = run.folder / "generator.safetensors"
+    save_model(path, parts.average.model, "generator", description, {"steps": step, **rounded})

@@ -1,0 +1,66 @@
+"""Small stand-ins for the models, for tests of what lies around them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from mssync.audio import SAMPLE_RATE
+from mssync.faces import Face
+
+
+def speech(seconds: float) -> np.ndarray:
+    return (0.1 * np.random.default_rng(2).standard_normal(round(seconds * SAMPLE_RATE))).astype(np.float32)
+
+
+class FakeMesh:
+    """Finds `count` faces in any picture that is not black, the largest first, in its middle."""
+
+    def __init__(self, count: int = 1) -> None:
+        self.count = count
+
+    def __call__(self, image: np.ndarray) -> list[Face]:
+        height, width = image.shape[:2]
+        if not image.any():
+            return []
+        offsets = np.random.default_rng(0).uniform(-0.2, 0.2, (478, 3)) * min(height, width)
+        centre = [width / 2, height / 2, 0]
+        return [Face((offsets / (k + 1) + centre).astype(np.float32)) for k in range(self.count)]
+
+    def track(self, frames):
+        for frame in frames:
+            yield next(iter(self(frame)), None)
+
+
+class FakeReenactor:
+    """Keypoints on a ring around the picture's mean colour; frames are the source."""
+
+    rigid = (0, 1, 2, 3)
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def keypoints(self, image: torch.Tensor) -> torch.Tensor:
+        assert image.shape[1:] == (3, 256, 256)
+        angle = torch.arange(10.0)
+        ring = 0.3 * torch.stack([angle.cos(), angle.sin()], -1)
+        ring = ring + (image.mean((1, 2, 3)) - 0.5)[:, None, None]
+        return torch.cat([ring, torch.eye(2).flatten().expand(len(image), 10, 4)], -1)
+
+    def prepare(self, source: torch.Tensor) -> torch.Tensor:
+        return source
+
+    def render(self, state: torch.Tensor, motion: torch.Tensor) -> torch.Tensor:
+        self.batches.append(len(motion))
+        return state.expand(len(motion), -1, -1, -1)
+
+
+class FakeGenerator(nn.Module):
+    """The first pose, each frame a little further to the right."""
+
+    def stream(self, x0: torch.Tensor, audio: torch.Tensor):
+        for t in range(len(audio) // 4):
+            pose = x0.clone().view(10, 6)
+            pose[:, 0] += 0.01 * t
+            yield pose.flatten()
