@@ -37,7 +37,7 @@ $(VENV)/.demo $(VENV)/.dev: $(VENV)/.%: $(VENV)/.torch pyproject.toml
 	@# mediapipe's OpenCV needs libGL; where a machine has none, the headless build does the same work.
 	@$(VENV)/bin/python -c 'import cv2' 2>/dev/null || \
 		($(VENV)/bin/python -m pip uninstall --quiet --yes opencv-contrib-python && \
-		$(PIP) 'opencv-contrib-python-headless<4.12')
+		$(PIP) --force-reinstall --no-deps 'opencv-contrib-python-headless<4.12')
 	@touch $@
 
 $(VENV)/.torch: | $(VENV)/bin/python

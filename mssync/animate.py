@@ -107,7 +107,7 @@ def load(model: PathLike = "compact", device: str = "cpu") -> Pipeline:
     path = MODELS.get(str(model), Path(model))
     if path.is_file():
         reenactor_file, generator_file = path, None
-    elif (path / REENACTOR_FILE).is_file():
+    elif str(model) in MODELS or (path / REENACTOR_FILE).is_file():
         reenactor_file, generator_file = path / REENACTOR_FILE, path / GENERATOR_FILE
     else:
         known = ", ".join(sorted(MODELS))

@@ -33,7 +33,7 @@ CEPSTRAL_LIFTER = 22
 AUDIO_PER_VIDEO = SAMPLE_RATE // (HOP_LENGTH * FPS)  # 4 audio frames a video frame
 SAMPLES_PER_VIDEO = SAMPLE_RATE // FPS  # 640 samples a video frame
 SILENCE = 1e-4  # a peak of -80 dB, about 3 steps of 16-bit sound: nothing louder than dither
-BLOCK = 4096  # audio frames transformed at once, so that memory does not grow with the recording
+BLOCK = 1024  # audio frames transformed at once, so that memory does not grow with the recording
 
 
 # Reading
@@ -60,7 +60,7 @@ def load_audio(path: PathLike, min_seconds: float = 0.0) -> NDArray[np.float32]:
             raise InputError(f"{path} has sound that cannot be converted; export it in stereo") from error
     if waveform.size == 0:
         raise InputError(f"{path} has a sound track without samples; give a recording with sound")
-    peak = float(np.abs(waveform).max())
+    peak = float(max(waveform.max(), -waveform.min()))
     if not math.isfinite(peak):
         raise InputError(f"{path} has samples that are NaN or infinite; export the sound again")
     seconds = waveform.size / SAMPLE_RATE
@@ -78,12 +78,12 @@ def _read(container: InputContainer, stream: AudioStream, path: PathLike) -> NDA
     """Decode a sound track to mono 16 kHz samples that start with the picture, where there is one."""
     frames = decode(container, stream, path)
     first = next(frames)
-    samples = np.concatenate([np.zeros(0, np.float32), *_resample(chain([first], frames))])
-    declared = math.ceil(declared_seconds(container, stream) * SAMPLE_RATE)
-    if declared:
-        samples = samples[:declared]  # the last AAC frame of an MP4 is filled up with silence
     delay = _delay(container, first)
-    return samples[-delay:] if delay < 0 else np.pad(samples, (delay, 0))
+    blocks = [np.zeros(max(0, delay), np.float32), *_resample(chain([first], frames))]
+    # The last AAC frame of an MP4 is filled up with silence; the declared length is exact.
+    declared = math.ceil(declared_seconds(container, stream) * SAMPLE_RATE)
+    end = declared + max(0, delay) if declared else None
+    return np.concatenate(blocks)[max(0, -delay) : end]
 
 
 def _resample(frames: Iterable[AudioFrame]) -> Iterator[NDArray[np.float32]]:
@@ -178,7 +178,7 @@ def features(
     if n_video_frames is None:
         n_video_frames = round(waveform.shape[-1] / SAMPLES_PER_VIDEO)
     waveform = waveform - waveform.mean(dim=-1, keepdim=True)
-    peak = waveform.abs().amax(dim=-1, keepdim=True)
+    peak = torch.maximum(waveform.amax(dim=-1, keepdim=True), -waveform.amin(dim=-1, keepdim=True))
     waveform = waveform / peak.masked_fill(peak < SILENCE, 1)
     rows = KINDS[kind](waveform)
     index = torch.arange(AUDIO_PER_VIDEO * n_video_frames, device=rows.device)
@@ -202,9 +202,9 @@ def _filter_energies(waveform: Tensor) -> tuple[Tensor, Tensor]:
 def _frames(waveform: Tensor, start: int, stop: int) -> Tensor:
     """Frames start to stop of the pre-emphasised waveform (..., n) as float64 (..., stop - start, 400)."""
     begin, end = start * HOP_LENGTH, (stop - 1) * HOP_LENGTH + WIN_LENGTH
-    # One sample more to the left, which the first difference needs; the recording's first sample has a zero
-    # there.
-    samples = F.pad(waveform, (1, 0))[..., begin : end + 1].double()
+    # The first difference needs one sample more to the left: zero at the start of the recording.
+    samples = waveform[..., max(0, begin - 1) : end].double()
+    samples = F.pad(samples, (int(begin == 0), 0))
     samples = samples[..., 1:] - PREEMPHASIS * samples[..., :-1]
     samples = F.pad(samples, (0, end - begin - samples.shape[-1]))
     return samples.unfold(-1, WIN_LENGTH, HOP_LENGTH)
@@ -215,7 +215,9 @@ def _above_zero(energy: Tensor) -> Tensor:
     return energy.masked_fill(energy == 0, torch.finfo(torch.float64).eps)
 
 
+# Constants that are first needed in inference mode must serve training as well.
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)
 def _mel_filters(device: torch.device) -> Tensor:
     """Triangular filters (257, 26), equally wide in mel = 2595 log10(1 + Hz / 700), corners on FFT bins."""
     top = 2595 * math.log10(1 + SAMPLE_RATE / 2 / 700)
@@ -227,6 +229,7 @@ def _mel_filters(device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)
 def _cepstral_transform(device: torch.device) -> Tensor:
     """The orthonormal type-II cosine transform with the lifter multiplied in: (filter, coefficient)."""
     k = torch.arange(N_FILTERS, dtype=torch.float64, device=device)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -109,6 +110,13 @@ DeviceOption = Annotated[str, typer.Option(metavar="NAME", help="Where to comput
 SaveMotionOption = Annotated[
     Path | None,
     typer.Option(metavar="FILE.npz", help="Also write the motion, for `mssync render`.", show_default=False),
+]
+ConfigOption = Annotated[
+    str, typer.Option(metavar="NAME|PATH", help="compact, paper, or a YAML file of that form.")
+]
+DataArgument = Annotated[
+    Path,
+    typer.Argument(metavar="DIR", help="Folder that `mssync preprocess` made.", show_default=False),
 ]
 
 
@@ -348,11 +356,25 @@ def preprocess(
     _done(output, ", ".join(f"{count} {reason}" for reason, count in counts.items()))
 
 
+@app.command(rich_help_panel=WORKSHOP)
+def extract(
+    data: DataArgument,
+    model: ModelOption = "compact",
+    config: ConfigOption = "compact",
+) -> None:
+    """Add every clip's motion and audio features to a prepared folder, for training syncers and generator."""
+    _check_prepared(data)
+    from mssync.animate import load
+    from mssync.config import load_config
+    from mssync.data.sequences import extract as add_motion
+
+    settings = load_config(config)
+    add_motion(data, load(model).reenactor, settings.audio.kind)
+    _done(data, "motion added")
+
+
 app.add_typer(train_app, name="train", rich_help_panel=WORKSHOP)
 
-ConfigOption = Annotated[
-    str, typer.Option(metavar="NAME|PATH", help="compact, paper, or a YAML file of that form.")
-]
 DataOption = Annotated[
     Path, typer.Option(metavar="DIR", help="Folder that `mssync preprocess` made.", show_default=False)
 ]
@@ -385,7 +407,7 @@ def train_reenactor(
     settings = _training_config(config, overrides, data)
     from mssync.training.reenactor import train
 
-    train(settings, data, run, max_minutes)
+    train(settings.reenactor, data, run, max_minutes)
 
 
 @train_app.command("syncer")
@@ -429,12 +451,16 @@ def train_generator(
 
 
 def _training_config(config: str, overrides: list[str] | None, data: Path) -> Any:
-    if not data.is_dir():
-        raise InputError(f"{data}: no such folder; make it with `mssync preprocess`")
+    _check_prepared(data)
     _require("lightning", "train")
     from mssync.config import load_config
 
     return load_config(config, overrides or [])
+
+
+def _check_prepared(data: Path) -> None:
+    if not (data / "index.csv").is_file():
+        raise InputError(f"{data} is no prepared folder; make one with `mssync preprocess`")
 
 
 # Shared work
@@ -558,9 +584,17 @@ def _product(shape: list[int]) -> int:
 
 def main() -> None:
     """Entry point of the `mssync` command."""
-    os.environ.setdefault("GLOG_minloglevel", "3")  # before mediapipe is loaded, which logs to stderr
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if sys.argv[1:2] != ["train"]:  # where messages of a GPU's driver may matter
+        _hush_libraries()
     app()
+
+
+def _hush_libraries() -> None:
+    """C++ libraries (mediapipe, FFmpeg) log to file descriptor 2: send that nowhere, Python's to a copy."""
+    sys.stderr = os.fdopen(
+        os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace"
+    )
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 if __name__ == "__main__":

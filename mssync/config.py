@@ -108,7 +108,44 @@ class GeneratorTraining:
     lambda_adv: float = 0.1
     lambda_rec: float = 1.0
     sync_reduction: Literal["sum", "mean"] = "sum"  # over levels: eq. 6, or ref
+    random_origin: bool = False  # x_0 of the relative input is any frame of the clip: long runs stay near it (ours)
+    average: float = 0.999  # decay of the moving average of the generator that is kept (ours)
     max_minutes: float | None = None  # stop early after this much time
+
+
+@dataclass
+class ReenactorConfig:
+    """Sizes of the compact reenactor: the keyword arguments of `reenact.compact.CompactReenactor` (ours)."""
+
+    detector_width: int = 32
+    motion_width: int = 32
+    painter_width: int = 24
+    blocks: int = 3
+
+
+@dataclass
+class ReenactorTraining:
+    """Schedule of the compact reenactor and weights of its losses (ours). See training/reenactor.py."""
+
+    detector_steps: int = 1000  # stage 1: landmark guidance alone
+    joint_steps: int = 200  # stage 2: everything, at 128×128, guidance fading
+    low_steps: int = 1500  # stage 3: detector frozen, 128×128
+    full_steps: int = 1000  # stage 4: detector frozen, 256×256
+    detector_batch: int = 24
+    batch: int = 12
+    full_batch: int = 8
+    lr: float = 4e-4
+    warmup: int = 100  # steps
+    average: float = 0.999  # decay of the moving average of the weights that is kept
+    reconstruction: float = 10.0
+    generated: float = 3.0  # the same for generated pixels alone, so that they are trained everywhere
+    perceptual: float = 1.0
+    equivariance: float = 2.0
+    guidance: float = 20.0
+    guidance_final: float = 5.0  # what the guidance fades to
+    precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"
+    workers: int = 1  # processes that read frames
+    seed: int = 0
 
 
 @dataclass
@@ -122,6 +159,8 @@ class Config:
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     syncer_training: SyncerTraining = field(default_factory=SyncerTraining)
     generator_training: GeneratorTraining = field(default_factory=GeneratorTraining)
+    reenactor: ReenactorConfig = field(default_factory=ReenactorConfig)
+    reenactor_training: ReenactorTraining = field(default_factory=ReenactorTraining)
 
 
 def load_config(name_or_path: PathLike, overrides: Sequence[str] = ()) -> Config:

@@ -28,6 +28,8 @@ def input_file(path: PathLike) -> Path:
     try:
         if path.is_dir():
             raise InputError(f"{path} is a directory, not a file")
+        if path.exists() and not path.is_file():  # reading from a pipe would wait forever
+            raise InputError(f"{path} is not a regular file")
         with path.open("rb") as file:
             if not file.read(1):
                 raise InputError(f"{path} is empty (0 bytes)")

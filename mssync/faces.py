@@ -226,8 +226,8 @@ def paste(image: np.ndarray, box: Box, patch: np.ndarray, edge: float = 0.08) ->
     import cv2
 
     height, width = image.shape[:2]
-    x0, y0 = max(int(round(box.x0)), 0), max(int(round(box.y0)), 0)
-    x1, y1 = min(int(round(box.x0 + box.side)), width), min(int(round(box.y0 + box.side)), height)
+    x0, y0 = max(round(box.x0), 0), max(round(box.y0), 0)
+    x1, y1 = min(round(box.x0 + box.side), width), min(round(box.y0 + box.side), height)
     scale = patch.shape[0] / box.side
     matrix = np.array(
         [

@@ -40,9 +40,10 @@ OUTPUT_GAIN = 0.1  # the first roll-outs should drift slowly: velocities start a
 def rotary_table(positions: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
     """Cosines and signed sines (n, head_dim) of rotary position encoding for integer positions (n,).
 
-    Angles are computed in double precision: positions of a long stream grow without bound.
+    Angles are computed in double precision, on the CPU as not every device has it: positions of a long stream
+    grow without bound.
     """
-    frequencies = ROTARY_BASE ** (-torch.arange(0, head_dim, 2, device=positions.device).double() / head_dim)
+    frequencies = ROTARY_BASE ** (-torch.arange(0, head_dim, 2).double() / head_dim)
     angles = positions.double()[:, None] * frequencies
     sin = angles.sin().float()
     return angles.cos().float().repeat(1, 2), torch.cat([-sin, sin], dim=1)
@@ -52,8 +53,7 @@ class AttentionLayer(nn.Module):
     """Pre-norm Transformer layer: causal attention over the last `context` frames, then a GELU feed-forward.
 
     Positions enter as rotations of queries and keys, so only differences of positions matter and a cached key
-    stays
-    valid: a step with the cache is the same function as the whole sequence under the windowed mask.
+    stays valid: a step with the cache is the same function as the whole sequence under the windowed mask.
     """
 
     def __init__(self, config: GeneratorConfig) -> None:
@@ -108,8 +108,7 @@ class AudioEncoder(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = Standardize(N_FILTERS)
-        # A stage is convolution, norm over the channels of a frame, GELU; statistics over time would break
-        # streaming.
+        # A stage is convolution, norm over one frame's channels, GELU: statistics over time would break streams.
         stages = 2 + LEVELS - 1
         self.convolutions = nn.ModuleList(
             nn.Conv1d(width if stage else N_FILTERS, width, KERNEL, stride=2, padding=KERNEL // 2)
@@ -140,9 +139,8 @@ def _upsample(x: Tensor, factor: int, length: int) -> Tensor:
 class Branches(nn.Module):
     """Multi-scale module: a fully connected network a level, merged by a soft mask over the levels (eq. 10).
 
-    Each has two hidden layers and reads `[a^i_{t+1}, x_t, h_t]`. All levels are evaluated in one batched
-    product; their weights are independent. The first layer's share of the audio is computed ahead by
-    `audio_part`.
+    Each has two hidden layers and reads `[a^i_{t+1}, x_t, h_t]`. Their weights are independent; one batched
+    product evaluates them all. `audio_part` computes ahead what audio and bias add to the first layer.
     """
 
     def __init__(self, config: GeneratorConfig, state_size: int) -> None:
@@ -165,7 +163,7 @@ class Branches(nn.Module):
             self.final.bias.data.zero_()
 
     def audio_part(self, levels: Tensor) -> Tensor:
-        """Audio (levels, B, T, audio_width) -> its share of the first layer with bias (T, branches, B, hidden)."""
+        """Audio (levels, B, T, audio_width) -> its share of the first layer, (T, branches, B, hidden)."""
         count, (_, batch, length, _) = len(self.first_bias), levels.shape
         part = torch.bmm(levels.transpose(1, 2).flatten(1, 2), self.audio_weight)
         # The branch without audio, where there is one, has its bias alone.
@@ -196,7 +194,8 @@ class State:
     """A roll-out between two frames. Positions are standardised; `cache` has one tensor a layer."""
 
     first: Tensor  # x_0 as given (B, D), to count from without loss of precision
-    origin: Tensor  # x_0 standardised
+    start: Tensor  # x_0 standardised
+    origin: Tensor  # what relative_input counts from, standardised
     position: Tensor  # x_t standardised
     cache: tuple[Tensor | None, ...]
     index: int  # frames in or past the cache
@@ -214,8 +213,7 @@ class Generator(nn.Module):
         super().__init__()
         if config.width % (2 * config.heads):
             raise InputError(
-                f"generator.width must be a multiple of 2 x generator.heads = {2 * config.heads}, "
-                f"got {config.width}"
+                f"generator.width must be a multiple of 2 x generator.heads = {2 * config.heads}, got {config.width}"
             )
         self.config = config
         motion_dim = config.keypoints * config.values
@@ -227,24 +225,24 @@ class Generator(nn.Module):
         self.out_norm = nn.LayerNorm(config.width)
         self.branches = Branches(config, position_size + config.width)
 
-    def set_statistics(
-        self, motion_mean: Tensor, motion_std: Tensor, audio_mean: Tensor, audio_std: Tensor
-    ) -> None:
+    def set_statistics(self, motion_mean: Tensor, motion_std: Tensor, audio_mean: Tensor, audio_std: Tensor) -> None:
         """Store mean and deviation of the training data: (D,), (D,), (26,), (26,)."""
         self.motion_norm.set_statistics(motion_mean, motion_std)
         self.audio_encoder.norm.set_statistics(audio_mean, audio_std)
 
     # ---- a whole sequence
 
-    def forward(self, x0: Tensor, audio: Tensor) -> Tensor:
+    def forward(self, x0: Tensor, audio: Tensor, origin: Tensor | None = None) -> Tensor:
         """Free-running roll-out, differentiable from end to end (eq. 8-9).
 
-        x0 (B, D), audio (B, 4T, 26) -> motion (B, T, D); frame 0 is x0, frame t has heard audio frames 4t …
-        4t+3.
+        origin (B, D): what `relative_input` counts from, x0 unless given. In training any frame of the clip may
+        stand there: a roll-out then begins as far from its origin as one that has gone on for long.
+
+        x0 (B, D), audio (B, 4T, 26) -> motion (B, T, D); frame 0 is x0, frame t belongs to audio 4t … 4t+3.
         Raises InputError: shapes that do not fit.
         """
         self._check(x0, audio)
-        state = self.start(x0)
+        state = self.start(x0, origin)
         frames = [x0]
         for vectors in self.audio_vectors(audio).unbind(0)[1:]:
             frame, state = self.step(state, vectors)
@@ -262,10 +260,10 @@ class Generator(nn.Module):
         z = self.motion_norm(x)
         past = torch.cat([z[:, :1].expand(-1, warmup, -1), z[:, :-1]], dim=1)
         inputs = self._inputs(past, z[:, :1])
-        times = torch.arange(past.shape[1], device=x.device)
+        times = torch.arange(past.shape[1])
         age = times[:, None] - times
         mask = (age >= 0) & (age < self.config.context)
-        hidden, _ = self._attend(inputs, times, self._empty_cache(), mask)
+        hidden, _ = self._attend(inputs, times, self._empty_cache(), mask.to(x.device))
         states = torch.cat([inputs, hidden], dim=-1)[:, warmup:]
         vectors = self.audio_vectors(audio)[1:]
         velocity = self.branches(vectors.transpose(0, 1).flatten(1, 2), states.transpose(0, 1).flatten(0, 1))
@@ -279,10 +277,11 @@ class Generator(nn.Module):
         extended = self._extend(audio)
         return self.branches.audio_part(self.audio_encoder(extended))[self.config.warmup_frames :]
 
-    def start(self, x0: Tensor) -> State:
-        """State after frame 0. x0 (B, D), raw. Warm-up frames, where configured, repeat x0 in the cache."""
+    def start(self, x0: Tensor, origin: Tensor | None = None) -> State:
+        """State after frame 0. x0 (B, D), raw; origin as in `forward`. Warm-up frames repeat x0 in the cache."""
         z = self.motion_norm(x0)
-        state = State(x0, z, z, self._empty_cache(), 0)
+        counted_from = z if origin is None else self.motion_norm(origin)
+        state = State(x0, z, counted_from, z, self._empty_cache(), 0)
         for _ in range(self.config.warmup_frames):
             state = self._advance(state)[1]
         return state
@@ -291,7 +290,7 @@ class Generator(nn.Module):
         """The next frame, from its entry of `audio_vectors` -> x_{t+1} (B, D) raw, and the new state."""
         features, state = self._advance(state)
         position = state.position + self.branches(vectors, features)
-        frame = state.first + (position - state.origin) * self.motion_norm.std
+        frame = state.first + (position - state.start) * self.motion_norm.std
         return frame, replace(state, position=position)
 
     @torch.inference_mode()
@@ -324,8 +323,7 @@ class Generator(nn.Module):
     def _advance(self, state: State) -> tuple[Tensor, State]:
         """Take the position into the cache -> features [x_t, h_t] (B, state_size) and the state after it."""
         inputs = self._inputs(state.position, state.origin)
-        times = torch.tensor([state.index], device=inputs.device)
-        hidden, cache = self._attend(inputs[:, None], times, state.cache, None)
+        hidden, cache = self._attend(inputs[:, None], torch.tensor([state.index]), state.cache, None)
         features = torch.cat([inputs, hidden[:, 0]], dim=-1)
         return features, replace(state, cache=cache, index=state.index + 1)
 
@@ -334,7 +332,8 @@ class Generator(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         """Temporal module: inputs (B, n, position_size) at times (n,) -> h (B, n, width), new cache."""
         x = self.embedding(inputs)
-        rotary = rotary_table(times, self.config.width // self.config.heads)
+        cos, sin = rotary_table(times, self.config.width // self.config.heads)
+        rotary = cos.to(x.device), sin.to(x.device)
         kept = []
         for layer, past in zip(self.layers, cache, strict=True):
             x, pairs = layer(x, rotary, past, mask)

@@ -18,8 +18,7 @@ def reflect_index(index: Tensor, length: int) -> Tensor:
     """Map any integer positions (n,) to 0 … length-1 of a sequence mirrored at both ends, endlessly.
 
     The end frames are not repeated: -1 is frame 1, `length` is frame `length - 2`. Mirroring goes on for
-    positions more than one length outside, and a single frame is repeated: this is what makes every length >=
-    1 usable.
+    positions more than one length outside, and a single frame is repeated, so that any length will do.
     """
     if length == 1:
         return torch.zeros_like(index)
@@ -29,7 +28,8 @@ def reflect_index(index: Tensor, length: int) -> Tensor:
 def downsample(x: Tensor) -> Tensor:
     """One level up the pyramid: `y_t = mean(x_{2t-3} … x_{2t+3})` (eq. 5).
 
-    x: (B, T, D), T >= 1, any unit; mirrored at the ends (`reflect_index`). Returns (B, ceil(T / 2), D). Differentiable, one op for the batch.
+    x: (B, T, D), T >= 1, any unit; mirrored at the ends (`reflect_index`). Returns (B, ceil(T / 2), D).
+    Differentiable, one op for the whole batch.
     """
     length = x.shape[1]
     index = reflect_index(torch.arange(-RADIUS, length + RADIUS, device=x.device), length)
@@ -37,7 +37,7 @@ def downsample(x: Tensor) -> Tensor:
 
 
 def pyramid(x: Tensor, levels: int = LEVELS) -> list[Tensor]:
-    """The input (B, T, D) as level 1, then `downsample` again and again: lengths T, ceil(T/2), ceil(T/4), …"""
+    """The input (B, T, D), then `downsample` of it again and again: lengths T, ceil(T/2), ceil(T/4), …"""
     out = [x]
     for _ in range(levels - 1):
         out.append(downsample(out[-1]))

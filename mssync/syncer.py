@@ -112,13 +112,13 @@ class Syncer(nn.Module):
         """Audio windows (..., 20, 26), unnormalised -> unit vectors (..., embedding), e_a of eq. 3."""
         batch = audio.shape[:-2]
         images = self.audio_norm(audio).reshape(-1, 1, AUDIO_WINDOW, N_FILTERS)
-        return F.normalize(self.audio_encoder(images), dim=-1).unflatten(0, batch)
+        return F.normalize(self.audio_encoder(images), dim=-1).reshape(*batch, -1)
 
     def embed_motion(self, motion: Tensor) -> Tensor:
         """Motion windows (..., 5, D), unnormalised -> unit vectors (..., embedding), e_x of eq. 3."""
         batch = motion.shape[:-2]
         frames = self.motion_norm(motion).reshape(-1, MOTION_WINDOW, self.motion_dim)
-        return F.normalize(self.motion_encoder(frames.transpose(1, 2)), dim=-1).unflatten(0, batch)
+        return F.normalize(self.motion_encoder(frames.transpose(1, 2)), dim=-1).reshape(*batch, -1)
 
     def forward(self, audio: Tensor, motion: Tensor) -> Tensor:
         """Audio (B, 20, 26) and motion (B, 5, D) of the same time -> score (B,) in [-1, 1] (eq. 3)."""
@@ -212,8 +212,7 @@ class SynchronyLoss(nn.Module):
     def forward(self, motion: Tensor, audio: Tensor | Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Loss of motion (B, T, D) against audio (B, 4T, 26), or against `embed_audio` of it.
 
-        Returns the scalar of eq. 6 and the list of its terms (eq. 7), each the negative mean score in [-1,
-        1].
+        Returns the scalar of eq. 6 and its terms (eq. 7), each the negative mean score, in [-1, 1].
         Raises InputError: too short for the highest level.
         """
         embedded = self.embed_audio(audio) if isinstance(audio, Tensor) else audio

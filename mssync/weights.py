@@ -33,7 +33,9 @@ def find(name_or_path: str | Path) -> Path:
     if shipped.is_file():
         return shipped
     names = ", ".join(available()) or "none"
-    raise InputError(f"{name_or_path}: no such model file, and no shipped model of that name (shipped: {names})")
+    raise InputError(
+        f"{name_or_path}: no such model file, and no shipped model of that name (shipped: {names})"
+    )
 
 
 def save_model(
@@ -77,7 +79,9 @@ def read_metadata(name_or_path: str | Path) -> dict[str, Any]:
         with safe_open(path, "pt") as file:
             raw = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a safetensors file; see `mssync convert` for public checkpoints") from error
+        raise InputError(
+            f"{path}: not a safetensors file; see `mssync convert` for public checkpoints"
+        ) from error
     if "mssync_kind" not in raw:
         raise InputError(f"{path}: not a model of MS-Sync (no mssync_kind in its metadata)")
     config, training = json.loads(raw.get("config", "{}")), json.loads(raw.get("training", "{}"))
@@ -117,9 +121,9 @@ def _build(kind: str, config: dict[str, Any]) -> nn.Module:
 
         return build(config)
     if kind == "syncer":
-        from mssync.syncer import Syncer
+        from mssync.syncer import build_syncer
 
-        return Syncer(**config)
+        return build_syncer(config)
     if kind == "generator":
         from mssync.config import GeneratorConfig
         from mssync.generator import Generator

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -56,7 +58,7 @@ def make_sound(tmp_path: Path) -> Callable[..., Path]:
 def make_video(tmp_path: Path) -> Callable[..., Path]:
     """make_video(name, pictures, times, ...) writes a video whose pictures start at the given seconds.
 
-    A picture is a grey level or an array (height, width, 3); the last one lasts for `last` seconds. Sound
+    A picture is a grey level or an array (height, width, 3); the last one lasts for 1/rate seconds. Sound
     (n,) at 48 kHz starts at `sound_start` seconds.
     """
 
@@ -68,19 +70,18 @@ def make_video(tmp_path: Path) -> Callable[..., Path]:
         sound_start: float = 0,
         codec: str = "libx264",
         sound_codec: str = "aac",
-        last: float | Fraction = Fraction(1, 25),
+        rate: int | Fraction = 25,
     ) -> Path:
         with av.open(str(tmp_path / name), "w") as container:
-            stream = container.add_stream(codec, rate=25)
+            stream = container.add_stream(codec, rate=rate)
             stream.pix_fmt = "yuv420p"
-            stream.codec_context.time_base = time_base = Fraction(1, 90000)
+            stream.codec_context.time_base = time_base = Fraction(1, 30000)
             track = None if sound is None else container.add_stream(sound_codec, rate=48000, layout="mono")
             arrays = [p if isinstance(p, np.ndarray) else np.full((48, 64, 3), p, np.uint8) for p in pictures]
             stream.height, stream.width = arrays[0].shape[:2]
-            for array, time, after in zip(arrays, times, [*times[1:], times[-1] + last], strict=True):
+            for array, time in zip(arrays, times, strict=True):
                 frame = av.VideoFrame.from_ndarray(array, format="rgb24")
                 frame.pts, frame.time_base = round(time / time_base), time_base
-                frame.duration = round(after / time_base) - frame.pts
                 container.mux(stream.encode(frame))
             if track is not None:
                 _encode_sound(container, track, sound[None], 48000, "mono", start=round(sound_start * 48000))
@@ -101,14 +102,14 @@ def _encode_sound(container, stream, samples: NDArray, rate: int, layout: str, s
 
 
 @pytest.fixture
-def unprivileged(tmp_path: Path) -> Iterator[Path]:
-    """A folder without any permission, and a user whom permissions bind (tests may run as root)."""
+def unprivileged() -> Iterator[Path]:
+    """A folder that may be listed only, and a user whom permissions bind (tests may run as root)."""
     if not hasattr(os, "geteuid"):
         pytest.skip("needs POSIX permissions")
-    locked = tmp_path / "locked"
-    locked.mkdir()
+    locked = Path(tempfile.mkdtemp())  # unlike those above tmp_path, its parents may be entered by anyone
     (locked / "file.wav").write_bytes(b"RIFF")
-    locked.chmod(0)
+    (locked / "file.wav").chmod(0)
+    locked.chmod(0o555)
     user = os.geteuid()
     if user == 0:
         os.seteuid(65534)
@@ -117,3 +118,4 @@ def unprivileged(tmp_path: Path) -> Iterator[Path]:
     finally:
         os.seteuid(user)
         locked.chmod(0o700)
+        shutil.rmtree(locked)

@@ -139,9 +139,7 @@ def test_truncated(make_sound, tone):
 
 
 def test_damage_in_the_middle_warns(make_sound):
-    path = make_sound(
-        "a.flac", np.random.RandomState(0).uniform(-1, 1, 64000).astype(np.float32), 16000, "flac"
-    )
+    path = make_sound("a.flac", np.random.RandomState(0).uniform(-1, 1, 64000).astype(np.float32), 16000, "flac")
     content = bytearray(path.read_bytes())
     content[len(content) // 2 :] = bytes(len(content) - len(content) // 2)
     path.write_bytes(content)
@@ -222,6 +220,17 @@ def test_gradients(kind):
     torch.testing.assert_close(waveform.grad @ direction, numeric, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [logfbank, mfcc])
+def test_gradients_after_inference(kind):
+    audio._mel_filters.cache_clear()
+    audio._cepstral_transform.cache_clear()
+    waveform = torch.randn(800)
+    with torch.inference_mode():
+        kind(waveform)
+    kind(waveform.requires_grad_()).sum().backward()
+    assert waveform.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize("kind", ["logfbank", "mfcc"])
 def test_silence_has_finite_features_and_gradients(kind):
     silence = torch.zeros(3200, requires_grad=True)
@@ -234,9 +243,7 @@ def test_silence_has_finite_features_and_gradients(kind):
 @pytest.mark.parametrize("kind", ["logfbank", "mfcc"])
 def test_loudness_and_offset_do_not_matter(tone, kind):
     waveform = tone(0.4, 16000) + 0.01 * np.random.RandomState(0).standard_normal(6400).astype(np.float32)
-    torch.testing.assert_close(
-        features(0.1 * waveform + 0.2, kind), features(waveform, kind), atol=2e-3, rtol=0
-    )
+    torch.testing.assert_close(features(0.1 * waveform + 0.2, kind), features(waveform, kind), atol=2e-3, rtol=0)
 
 
 def test_dither_is_not_made_loud():

@@ -73,6 +73,7 @@ def files(tmp_path) -> Path:
     torch.save({"a": torch.zeros(3)}, folder / "other.pth.tar")
     (folder / "pickle.pth.tar").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     np.savez(folder / "other.npz", a=np.zeros(3))
+    (folder / "index.csv").touch()  # makes it a prepared folder, as far as options are checked
     return folder
 
 
@@ -191,6 +192,7 @@ MISTAKES = {
     "info of text": (["info", "IN/text.jpg"], "text.jpg"),
     "info of an unknown model": (["info", "IN/other.safetensors"], "other.safetensors"),
     "training without data": ([*TRAIN_SYNCER, "--data", "no", "--run", "r"], "preprocess"),
+    "extracting from no prepared folder": (["extract", "no"], "preprocess"),
     "unknown key": (
         [*TRAIN_SYNCER, "--data", "IN", "--run", "r", "generator.widht=3"],
         "generator.width",

@@ -310,3 +310,13 @@ def test_shapes_that_do_not_fit(x0, audio, message):
 def test_width_that_the_heads_do_not_divide():
     with pytest.raises(InputError, match=r"generator\.width must be a multiple"):
         Generator(replace(SMALL, width=18, heads=4))
+
+
+def test_origin_is_what_the_relative_input_counts_from():
+    x0, audio = example(6)
+    other = x0.flip(0)
+    relative, absolute = make(), make(replace(SMALL, relative_input=False))
+    assert torch.equal(relative(x0, audio, x0), relative(x0, audio))
+    assert not torch.allclose(relative(x0, audio, other), relative(x0, audio))
+    assert torch.equal(relative(x0, audio, other)[:, 0], x0)
+    assert torch.equal(absolute(x0, audio, other), absolute(x0, audio))

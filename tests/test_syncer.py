@@ -40,9 +40,7 @@ def test_any_motion_dimension(motion_dim):
 def test_embeddings_of_many_windows_are_those_of_each():
     syncer = small_syncer()
     audio, motion = torch.randn(2, 3, 20, 26), torch.randn(2, 3, 5, 6)
-    torch.testing.assert_close(
-        syncer.embed_audio(audio)[1, 2], syncer.embed_audio(audio[1, 2]), atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(syncer.embed_audio(audio)[1, 2], syncer.embed_audio(audio[1, 2]), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(
         syncer.embed_motion(motion)[1, 2], syncer.embed_motion(motion[1, 2]), atol=1e-5, rtol=1e-5
     )

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import os
+import struct
 import warnings
 import weakref
+import zlib
 from fractions import Fraction
 
 import av
@@ -112,7 +114,7 @@ def test_sixteen_bit_rgb(tmp_path, picture):
     with av.open(str(tmp_path / "a.png"), "w", format="image2") as container:  # Pillow cannot write it
         stream = container.add_stream("png")
         stream.height, stream.width, stream.pix_fmt = 40, 64, "rgb48be"
-        wide = (picture.astype(np.uint16) * 257).astype(">u2")
+        wide = picture.astype(np.uint16) * 257  # both bytes are the same: their order does not matter
         container.mux(stream.encode(av.VideoFrame.from_ndarray(wide, format="rgb48be")))
         container.mux(stream.encode(None))
     assert (tmp_path / "a.png").read_bytes()[24] == 16  # bits a channel
@@ -135,8 +137,16 @@ def test_hundred_megapixels_open_without_a_warning(tmp_path):
         assert probe(tmp_path / "a.png").width == 10000
 
 
+def png_header(width: int, height: int) -> bytes:
+    """A PNG file that claims to have some size, without the pixels."""
+    content = b"\x89PNG\r\n\x1a\n"
+    for chunk in (b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT", b"IEND"):
+        content += struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return content
+
+
 def test_decompression_bomb(tmp_path):
-    Image.new("1", (20000, 20000)).save(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes(png_header(20000, 20000))
     with pytest.raises(InputError, match="too many pixels"):
         read_image(tmp_path / "a.png")
 
@@ -147,7 +157,7 @@ def test_bad_images(tmp_path, picture):
     Image.fromarray(picture[:1, :1]).save(tmp_path / "dot.png")
     Image.fromarray(picture[:31]).save(tmp_path / "low.png")
     Image.fromarray(picture).save(tmp_path / "whole.jpg")
-    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:-300])
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:-60])
     Image.fromarray(picture[..., 0].astype(np.float32)).save(tmp_path / "float.tiff")
     for name, words in [
         ("missing.jpg", "does not exist"),
@@ -171,13 +181,11 @@ def test_bad_images(tmp_path, picture):
 def sampled(starts: list[Fraction], last: Fraction) -> list[int]:
     """on_grid over frames that are known by their index and last until the next one starts."""
     ends = [*starts[1:], starts[-1] + last]
-    return list(
-        on_grid((start, end - start, k) for k, (start, end) in enumerate(zip(starts, ends, strict=True)))
-    )
+    return list(on_grid((start, end - start, k) for k, (start, end) in enumerate(zip(starts, ends, strict=True))))
 
 
 @settings(deadline=None)
-@given(gaps=st.lists(st.integers(0, 400), max_size=30), last=st.integers(1, 200))
+@given(gaps=st.lists(st.integers(1, 400), max_size=30), last=st.integers(1, 200))
 def test_grid_takes_the_nearest_frame_that_is_not_early(gaps, last):
     starts = [Fraction(int(ms), 1000) for ms in np.cumsum([0, *gaps])]
     end = starts[-1] + Fraction(last, 1000)
@@ -185,7 +193,7 @@ def test_grid_takes_the_nearest_frame_that_is_not_early(gaps, last):
     assert abs(len(indices) - float(25 * end)) <= 1
     for k, index in enumerate(indices):
         time = Fraction(k, 25)
-        allowed = [n for n, start in enumerate(starts) if start - time <= Fraction(1, 50)]
+        allowed = [n for n, start in enumerate(starts) if start - time < Fraction(1, 50)]
         assert index == min(allowed, key=lambda n: (abs(starts[n] - time), n))
 
 
@@ -202,6 +210,12 @@ def test_grid_of_multiples_of_25(rate, expected):
 def test_a_long_frame_is_held():
     indices = sampled([Fraction(0), Fraction(1), Fraction(1) + Fraction(1, 25)], Fraction(1, 25))
     assert indices == [0] * 25 + [1, 2]
+
+
+def test_two_frames_at_one_time():
+    assert sampled([Fraction(0), Fraction(1, 5), Fraction(1, 5), Fraction(2, 5)], Fraction(1, 25)) == [
+        *[0] * 5, 1, *[2] * 4, 3
+    ]  # fmt: skip
 
 
 def test_grid_is_lazy():
@@ -227,9 +241,7 @@ def indices_of(reader: VideoReader) -> list[int]:
 @pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.webm", "libvpx"), ("a.mov", "mpeg4")])
 def test_25_fps_gives_exactly_the_frames_of_the_file(make_video, name, codec):
     rng = np.random.RandomState(0)
-    pictures = [
-        np.kron(rng.randint(0, 255, (6, 8, 3)), np.ones((8, 8, 1))).astype(np.uint8) for _ in range(30)
-    ]
+    pictures = [np.kron(rng.randint(0, 255, (6, 8, 3)), np.ones((8, 8, 1))).astype(np.uint8) for _ in range(30)]
     path = make_video(name, pictures, [Fraction(k, 25) for k in range(30)], codec=codec)
     with av.open(str(path)) as container:
         expected = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
@@ -244,7 +256,7 @@ def test_25_fps_gives_exactly_the_frames_of_the_file(make_video, name, codec):
 @pytest.mark.parametrize("rate", [Fraction(30000, 1001), 30, 50, 60, 15, Fraction(24000, 1001)])
 def test_other_frame_rates(make_video, rate):
     times = [k / Fraction(rate) for k in range(54)]
-    path = make_video("a.mp4", LEVELS[:54], times, last=1 / Fraction(rate))
+    path = make_video("a.mp4", LEVELS[:54], times, rate=rate)
     reader = VideoReader(path)
     indices = indices_of(reader)
     assert reader.duration == pytest.approx(float(54 / rate), abs=1e-3)
@@ -255,9 +267,9 @@ def test_other_frame_rates(make_video, rate):
 
 def test_variable_frame_rate(make_video):
     times = [0, 0.033, 0.080, 0.5, 0.52, 0.9]  # seconds
-    reader = VideoReader(make_video("a.mp4", LEVELS[:6], times, last=0.1))
-    assert indices_of(reader) == [0, 1, *[2] * 10, *[3], *[4] * 9, *[5] * 3]
-    assert reader.duration == pytest.approx(1.0, abs=0.001)
+    reader = VideoReader(make_video("a.mp4", LEVELS[:6], times))
+    assert indices_of(reader) == [0, 1, *[2] * 11, *[4] * 10, 5]
+    assert reader.duration == pytest.approx(0.94, abs=0.001)
 
 
 def test_time_starts_at_the_first_frame(make_video):
@@ -316,7 +328,7 @@ def test_pixels_that_are_not_square(tmp_path, picture):
     assert next(iter(VideoReader(tmp_path / "a.mp4"))).shape == (40, 96, 3)
 
 
-def test_sound_with_cover_art_is_no_video(tmp_path, picture, make_sound, tone):
+def test_sound_with_cover_art_is_no_video(tmp_path, picture, tone):
     with av.open(str(tmp_path / "a.m4a"), "w", format="mp4") as container:
         sound = container.add_stream("aac", rate=16000, layout="mono")
         cover = container.add_stream("mjpeg", rate=1)
@@ -332,7 +344,7 @@ def test_sound_with_cover_art_is_no_video(tmp_path, picture, make_sound, tone):
     with pytest.raises(InputError, match="holds only sound"):
         VideoReader(tmp_path / "a.m4a")
     assert probe(tmp_path / "a.m4a").kind == "audio"
-    assert len(load_audio(tmp_path / "a.m4a")) == 8000
+    assert len(load_audio(tmp_path / "a.m4a")) >= 8000
 
 
 def test_bad_videos(tmp_path, make_video, make_sound, picture, tone):
@@ -377,6 +389,13 @@ def test_damaged_video_warns_and_gives_what_is_there(make_video):
     assert 5 < count < 30
 
 
+def test_a_long_last_frame_is_no_damage(make_video):
+    path = make_video("a.mp4", LEVELS[:3], [0, 1, 2], rate=Fraction(1, 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(list(VideoReader(path))) >= 51
+
+
 def test_nothing_that_decodes(make_video):
     path = make_video("a.mp4", LEVELS[:5], [k / 25 for k in range(5)])
     content = path.read_bytes()
@@ -388,7 +407,7 @@ def test_nothing_that_decodes(make_video):
 
 
 def test_real_clips(data_dir):
-    for path in sorted((data_dir / "clips").glob("*.mp4"))[::200]:
+    for path in sorted((data_dir / "clips").glob("*.mp4"))[::300]:
         reader = VideoReader(path)
         with av.open(str(path)) as container:
             expected = sum(1 for _ in container.decode(video=0))
@@ -402,13 +421,9 @@ def test_real_clips(data_dir):
 @pytest.mark.parametrize(("rate", "channels"), [(16000, 1), (48000, 1), (44100, 2), (11025, 1), (8000, 2)])
 @pytest.mark.parametrize(("frames", "seconds"), [(33, 1.32), (50, 0.7), (20, 3), (1, 0.01)])
 def test_sound_and_picture_are_equally_long(tmp_path, picture, rate, channels, frames, seconds):
-    sound = 0.3 * np.random.RandomState(0).standard_normal((round(seconds * rate), channels)).astype(
-        np.float32
-    )
+    sound = 0.3 * np.random.RandomState(0).standard_normal((round(seconds * rate), channels)).astype(np.float32)
     path = tmp_path / "a.mp4"
-    assert (
-        write_video(path, iter([picture] * frames), sound[:, 0] if channels == 1 else sound, rate) == frames
-    )
+    assert write_video(path, iter([picture] * frames), sound[:, 0] if channels == 1 else sound, rate) == frames
     with av.open(str(path)) as container:
         video, audio = container.streams.video[0], container.streams.audio[0]
         assert (video.codec_context.name, video.codec_context.pix_fmt) == ("h264", "yuv420p")
@@ -416,9 +431,7 @@ def test_sound_and_picture_are_equally_long(tmp_path, picture, rate, channels, f
         assert video.average_rate == 25
         assert video.duration * video.time_base == Fraction(frames, 25)
         assert float(audio.duration * audio.time_base) == pytest.approx(frames / 25, abs=0.001)
-        assert sum(frame.samples for frame in container.decode(audio)) / 48000 == pytest.approx(
-            frames / 25, abs=0.04
-        )
+        assert sum(frame.samples for frame in container.decode(audio)) / 48000 == pytest.approx(frames / 25, abs=0.04)
     assert len(list(VideoReader(path))) == frames
     assert len(load_audio(path)) == pytest.approx(640 * frames, abs=16)
     assert os.listdir(tmp_path) == ["a.mp4"]

@@ -61,7 +61,9 @@ def read_clips(folder: str | Path, split: str) -> list[Clip]:
     folder = Path(folder)
     index = folder / "index.csv"
     if not index.is_file():
-        raise InputError(f"{folder}: no index.csv; make this folder with `mssync preprocess SOURCE -o {folder}`")
+        raise InputError(
+            f"{folder}: no index.csv; make this folder with `mssync preprocess SOURCE -o {folder}`"
+        )
     with index.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == split]
     if not rows:

@@ -107,7 +107,7 @@ def weight_map(marks: np.ndarray) -> np.ndarray:
     regions.append((_grown(points[[*UPPER_LIP, *LOWER_LIP]]), MOUTH_WEIGHT))
     for region, value in regions:
         hull = cv2.convexHull(np.rint(region).astype(np.int32))
-        cv2.fillConvexPoly(weight, hull, value)
+        cv2.fillConvexPoly(weight, hull, (value,))
     return weight
 
 

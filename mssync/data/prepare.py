@@ -17,16 +17,17 @@ from __future__ import annotations
 import csv
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mssync.audio import load_audio
 from mssync.errors import InputError
-from mssync.faces import Face, FaceMesh, crop, crop_box
+from mssync.faces import Box, Face, FaceMesh, crop, crop_box
 from mssync.video import FPS, VideoReader
 
 SIZE = 256  # side of the prepared frames, in pixels
@@ -109,7 +110,7 @@ def _jobs(source: Path) -> Iterator[_Job]:
         raise InputError(f"{source}: give a folder of videos or a manifest.csv")
 
 
-def _progress(futures: Iterator, total: int) -> Iterator:
+def _progress(futures: Iterable[Any], total: int) -> Iterable[Any]:
     from rich.progress import track
 
     return track(futures, "preparing clips", total=total)

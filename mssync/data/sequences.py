@@ -98,7 +98,9 @@ def read_sequences(folder: str | Path, split: str, min_frames: int, taps: int = 
         late = int(offsets.get(clip.entry.name, 0))
         motion, mirrored, audio = _aligned(motion, mirrored, audio, late)
         if len(motion) >= min_frames:
-            tensors = (torch.from_numpy(np.ascontiguousarray(x, np.float32)) for x in (motion, mirrored, audio))
+            tensors = (
+                torch.from_numpy(np.ascontiguousarray(x, np.float32)) for x in (motion, mirrored, audio)
+            )
             entry = clip.entry
             found.append(Sequence(entry.name, entry.identity, entry.corpus, entry.stabilised, *tensors))
     if not found:
@@ -106,7 +108,9 @@ def read_sequences(folder: str | Path, split: str, min_frames: int, taps: int = 
     return found
 
 
-def _aligned(motion: np.ndarray, mirrored: np.ndarray, audio: np.ndarray, late: int) -> tuple[np.ndarray, ...]:
+def _aligned(
+    motion: np.ndarray, mirrored: np.ndarray, audio: np.ndarray, late: int
+) -> tuple[np.ndarray, ...]:
     if late > 0:
         return motion[:-late], mirrored[:-late], audio[AUDIO_PER_VIDEO * late :]
     if late < 0:

@@ -48,7 +48,9 @@ def loudness(waveform: np.ndarray, frames: int) -> np.ndarray:
     return np.maximum(level - level.max(), -60.0)
 
 
-def evaluate(frames: Iterable[np.ndarray], waveform: np.ndarray, mesh: FaceMesh) -> tuple[AnimationFigures, np.ndarray]:
+def evaluate(
+    frames: Iterable[np.ndarray], waveform: np.ndarray, mesh: FaceMesh
+) -> tuple[AnimationFigures, np.ndarray]:
     """Figures of a video's frames (H, W, 3) uint8 with its speech, and a contact sheet of the video."""
     kept: list[np.ndarray] = []
     faces: list[Face | None] = list(mesh.track(_remembered(frames, kept)))

@@ -16,7 +16,12 @@ from mssync.reenact import Reenactor
 
 PAIRS = 8  # random pairs of frames a clip, for the pixel errors
 MAX_FOLLOWED = 100  # frames a clip, for the correlations
-MIN_SPREAD = {"mouth": 0.01, "eyes": 0.01, "yaw": 1.0, "pitch": 1.0}  # a clip that moves less has no correlation
+MIN_SPREAD = {
+    "mouth": 0.01,
+    "eyes": 0.01,
+    "yaw": 1.0,
+    "pitch": 1.0,
+}  # a clip that moves less has no correlation
 
 
 @dataclass
@@ -72,9 +77,17 @@ def _pair_errors(reenactor: Reenactor, clip: Clip, source: int, driving: int) ->
     drawn = reenactor.render(reenactor.prepare(start), reenactor.keypoints(wanted))
     size = wanted.shape[-1]
     marks = (clip.marks(driving) + 1) / 2 * size
-    (x0, y0), (x1, y1) = np.clip(marks.min(0), 0, size - 2).astype(int), np.clip(marks.max(0), 2, size).astype(int)
+    (x0, y0), (x1, y1) = (
+        np.clip(marks.min(0), 0, size - 2).astype(int),
+        np.clip(marks.max(0), 2, size).astype(int),
+    )
     inside = (..., slice(y0, max(y1, y0 + 1)), slice(x0, max(x1, x0 + 1)))
-    pairs = [(drawn, wanted), (start, wanted), (drawn[inside], wanted[inside]), (start[inside], wanted[inside])]
+    pairs = [
+        (drawn, wanted),
+        (start, wanted),
+        (drawn[inside], wanted[inside]),
+        (start[inside], wanted[inside]),
+    ]
     return [float((a - b).abs().mean()) for a, b in pairs]
 
 
@@ -92,7 +105,9 @@ def _followed(reenactor: Reenactor, clip: Clip, mesh: FaceMesh) -> dict[str, flo
         return {"r_mouth": 0.0, "r_eyes": 0.0, "r_yaw": 0.0, "r_pitch": 0.0, "followed": share}
     driving = measures(clip.landmarks[list(times)][found])
     output = measures(np.stack([faces[i].landmarks for i in found]))  # type: ignore[union-attr]
-    return {f"r_{k}": correlation(driving[k], output[k], MIN_SPREAD[k]) for k in MIN_SPREAD} | {"followed": share}
+    return {f"r_{k}": correlation(driving[k], output[k], MIN_SPREAD[k]) for k in MIN_SPREAD} | {
+        "followed": share
+    }
 
 
 def measures(landmarks: np.ndarray) -> dict[str, np.ndarray]:

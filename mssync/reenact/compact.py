@@ -9,6 +9,7 @@ resolution, are blended with the generated ones, so that detail survives.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -79,7 +80,7 @@ class Hourglass(nn.Module):
     def __init__(self, inputs: int, widths: list[int]) -> None:
         super().__init__()
         self.stem = conv(inputs, widths[0])
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(pairwise(widths))
         self.down = nn.ModuleList(conv(a, b, stride=2) for a, b in pairs)
         self.up = nn.ModuleList(conv(b, a) for a, b in reversed(pairs))
         self.merge = nn.ModuleList(conv(2 * a, a) for a, _ in reversed(pairs))
@@ -285,5 +286,3 @@ class CompactReenactor(nn.Module):
             "frame": frame, "warped": warped, "generated": generated, "share": share,
             "offset": offset, "occlusion": occlusion,
         }  # fmt: skip
-
-

@@ -15,8 +15,54 @@ import numpy as np
 
 from mssync.faces import N_LANDMARKS
 
-UPPER_LIP = (61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291, 78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308)
-LOWER_LIP = (146, 91, 181, 84, 17, 314, 405, 321, 375, 95, 88, 178, 87, 14, 317, 402, 318, 324, 61, 291, 78, 308)
+UPPER_LIP = (
+    61,
+    185,
+    40,
+    39,
+    37,
+    0,
+    267,
+    269,
+    270,
+    409,
+    291,
+    78,
+    191,
+    80,
+    81,
+    82,
+    13,
+    312,
+    311,
+    310,
+    415,
+    308,
+)
+LOWER_LIP = (
+    146,
+    91,
+    181,
+    84,
+    17,
+    314,
+    405,
+    321,
+    375,
+    95,
+    88,
+    178,
+    87,
+    14,
+    317,
+    402,
+    318,
+    324,
+    61,
+    291,
+    78,
+    308,
+)
 NEAREST = 40  # mesh points in a neighbourhood that is not listed
 
 # name: (points whose mean is the anchor, neighbourhood or () for the NEAREST in the canonical face)
@@ -81,5 +127,7 @@ def fit_canonical(meshes: np.ndarray, mirror: np.ndarray, rounds: int = 3) -> np
         mean = np.einsum("npi,nij->npj", shapes, u @ vt).mean(0)
         mean = mean / np.linalg.norm(mean)
     mean = (mean + mean[mirror] * np.array([-1, 1])) / 2
-    place = np.array([0.0, meshes[..., 1].mean()])  # on the vertical axis of the crop, as high as faces are in it
+    place = np.array(
+        [0.0, meshes[..., 1].mean()]
+    )  # on the vertical axis of the crop, as high as faces are in it
     return (mean * float(size.mean()) + place).astype(np.float32).reshape(N_LANDMARKS, 2)

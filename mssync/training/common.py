@@ -89,10 +89,10 @@ class Average:
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))  # a young average forgets its start quickly
-        for mine, theirs in zip(self.model.parameters(), model.parameters(), strict=True):
-            mine.lerp_(theirs.detach().to(mine.dtype), 1 - decay)
-        for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
-            mine.copy_(theirs)
+        for kept, new in zip(self.model.parameters(), model.parameters(), strict=True):
+            kept.lerp_(new.detach(), 1 - decay)
+        for old, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
+            old.copy_(buffer)
 
 
 def ramp(step: int, start: int, stop: int) -> float:

@@ -47,7 +47,11 @@ def reconstruction_loss(motion: Tensor, generated: Tensor) -> Tensor:
 
 
 def train(
-    config: Config, data: str | Path, syncers: str | Path, run_dir: str | Path, max_minutes: float | None = None
+    config: Config,
+    data: str | Path,
+    syncers: str | Path,
+    run_dir: str | Path,
+    max_minutes: float | None = None,
 ) -> Path:
     """Train (or go on training) the generator and its discriminators; returns ``generator.safetensors``.
 
@@ -88,7 +92,9 @@ def load_syncers(folder: str | Path, reduction: str) -> SynchronyLoss:
     """The frozen pyramid from a folder with syncer1, syncer2, … Raises InputError when there is none."""
     files = sorted(Path(folder).glob("syncer[1-9].safetensors"))
     if not files:
-        raise InputError(f"{folder}: no syncer1.safetensors here; train syncers with `mssync train syncer --level 1`")
+        raise InputError(
+            f"{folder}: no syncer1.safetensors here; train syncers with `mssync train syncer --level 1`"
+        )
     return SynchronyLoss([load_model(file, kinds=("syncer",))[0] for file in files], reduction)  # type: ignore[misc]
 
 
@@ -118,7 +124,9 @@ def _distribute(fabric: Any, parts: _Parts) -> _Parts:
     discriminator_optimizer = fabric.setup_optimizers(parts.discriminator_optimizer)
     parts.average.model.to(fabric.device)
     synchrony = parts.synchrony.to(fabric.device)
-    return _Parts(generator, frame, sequence, generator_optimizer, discriminator_optimizer, synchrony, parts.average)
+    return _Parts(
+        generator, frame, sequence, generator_optimizer, discriminator_optimizer, synchrony, parts.average
+    )
 
 
 def _bare(module: Any) -> Any:
@@ -149,7 +157,11 @@ def _step(fabric: Any, parts: _Parts, batch: list[Tensor], config: Config) -> di
     synchrony, levels = parts.synchrony(generated, audio)
     adversarial = generator_loss(parts.frame(generated[:, 1:])) + generator_loss(parts.sequence(generated))
     reconstruction = reconstruction_loss(motion, generated)
-    loss = settings.lambda_av * synchrony + settings.lambda_adv * adversarial + settings.lambda_rec * reconstruction
+    loss = (
+        settings.lambda_av * synchrony
+        + settings.lambda_adv * adversarial
+        + settings.lambda_rec * reconstruction
+    )
     parts.generator_optimizer.zero_grad(set_to_none=True)
     fabric.backward(loss)
     torch.nn.utils.clip_grad_norm_(parts.generator.parameters(), MAX_GRADIENT)
@@ -179,7 +191,11 @@ def _validate(parts: _Parts, checks: list[tuple[Tensor, ...]]) -> dict[str, floa
         motion, audio = motion.to(device), audio.to(device)
         generated = generator(motion[:, 0], audio)
         scored = {"val_gen": generated, "val_real": motion, "val_shuffled": generated.roll(1, 0)}
-        row = {f"{k}{i + 1}": -float(v) for k, x in scored.items() for i, v in enumerate(parts.synchrony(x, audio)[1])}
+        row = {
+            f"{k}{i + 1}": -float(v)
+            for k, x in scored.items()
+            for i, v in enumerate(parts.synchrony(x, audio)[1])
+        }
         row["val_rec"] = float(reconstruction_loss(motion, generated))
         row["val_speed"] = float(generated.diff(dim=1).abs().mean() / motion.diff(dim=1).abs().mean())
         rows.append(row)
@@ -194,7 +210,9 @@ def _restore(run: Run, parts: _Parts) -> int:
         for name, part in _stored(parts).items():
             part.load_state_dict(state[name])
     except (RuntimeError, ValueError, KeyError) as error:
-        raise InputError(f"{run.folder}: its checkpoint is of another configuration; give a new --run") from error
+        raise InputError(
+            f"{run.folder}: its checkpoint is of another configuration; give a new --run"
+        ) from error
     return int(state["step"])
 
 
@@ -209,7 +227,9 @@ def _stored(parts: _Parts) -> dict[str, Any]:
     }
 
 
-def _save(run: Run, parts: _Parts, config: Config, step: int, figures: dict[str, float] | None = None) -> None:
+def _save(
+    run: Run, parts: _Parts, config: Config, step: int, figures: dict[str, float] | None = None
+) -> None:
     run.save({name: part.state_dict() for name, part in _stored(parts).items()} | {"step": step})
     description = asdict(config.generator) | {"audio": config.audio.kind}
     rounded = {name: round(value, 4) for name, value in (figures or {}).items()}

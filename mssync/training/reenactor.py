@@ -1,14 +1,16 @@
 """Training of the compact reenactor.
 
-Three stages, in steps of one run: the detector alone learns the landmark guidance; detector, dense motion and
-painter learn together at half resolution while the guidance fades; then the detector is frozen (the motion
-space is fixed from here on, so syncers and generator can be trained beside it) and the rest goes on at 256×256.
+Four stages, in steps of one run: the detector alone learns the landmark guidance; detector, dense motion and
+painter learn together at half resolution while the guidance fades; then the detector is frozen (the motion space
+is fixed from here on, so syncers and generator can be trained beside it) and the rest goes on at 128×128, and at
+last at 256×256.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -16,87 +18,50 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mssync.config import Config, ReenactorTraining
 from mssync.data.clips import read_clips
 from mssync.data.pairs import FramePairs
+from mssync.errors import InputError
 from mssync.reenact.compact import CompactReenactor, inverse, split
 from mssync.training.common import Average, Run, cosine_rate, ramp
 from mssync.training.perceptual import PerceptualLoss
 from mssync.weights import save_model
 
 LOW_SIZE = 128
+GUIDED, JOINT, LOW, FULL = 1, 2, 3, 4  # stages
+# eyes, nose, cheeks, forehead, chin, upper lip, lower lip, mouth: see guidance.ANCHORS
+GUIDANCE_KEYPOINTS = (2.0, 2.0, 1.0, 0.5, 0.5, 0.5, 1.0, 2.0, 3.0, 2.0)
+GUIDANCE_VALUES = (1.0, 1.0, 0.1, 0.1, 0.1, 0.15)  # x, y, then the Jacobian; its last entry is how far open
 IMAGE_EVERY, SAVE_EVERY = 250, 250  # steps
-
-
-@dataclass
-class ReenactorModel:
-    """Sizes; see CompactReenactor."""
-
-    detector_width: int = 32
-    motion_width: int = 32
-    painter_width: int = 24
-    blocks: int = 3
-
-
-@dataclass
-class ReenactorTraining:
-    """Schedule and weights of the losses."""
-
-    detector_steps: int = 1000  # stage 1: guidance only
-    low_steps: int = 2500  # stage 2: all, at 128×128, guidance fading
-    full_steps: int = 4000  # stage 3: detector frozen, 256×256
-    batch: int = 12
-    detector_batch: int = 32
-    full_batch: int = 8
-    learning_rate: float = 4e-4
-    warmup: int = 100
-    average: float = 0.999
-    seed: int = 0
-    reconstruction: float = 10.0
-    generated: float = 3.0  # reconstruction by the generated pixels alone, so that they are trained everywhere
-    perceptual: float = 1.0
-    equivariance: float = 2.0
-    guidance: float = 20.0
-    guidance_final: float = 1.0  # what the guidance fades to
-    precision: str = "bf16-mixed"
-    workers: int = 1
-
-
-@dataclass
-class ReenactorConfig:
-    """Model and training of the compact reenactor."""
-
-    model: ReenactorModel = field(default_factory=ReenactorModel)
-    training: ReenactorTraining = field(default_factory=ReenactorTraining)
 
 
 class ReenactorLosses(nn.Module):
     """The model and its losses as one module, so that Fabric can wrap it."""
 
-    def __init__(self, config: ReenactorConfig) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
-        self.weights = config.training
-        self.model = CompactReenactor(**asdict(config.model))
+        self.weights = config.reenactor_training
+        self.model = CompactReenactor(**asdict(config.reenactor))
         self.perceptual = PerceptualLoss()
 
     def forward(self, batch: dict[str, Tensor], stage: int, guidance: float) -> tuple[Tensor, dict, Tensor]:
         """batch of FramePairs -> total loss, its parts, a strip of pictures (3, h, w)."""
         source, driving = batch["source"].float() / 255, batch["driving"].float() / 255
-        if stage == 1:
-            losses = {"guidance": guidance * self._guidance(self.model.keypoints(driving), batch["driving_motion"])}
-            return losses["guidance"], losses, driving[0]
-        if stage == 2:
-            source, driving = (F.interpolate(x, size=(LOW_SIZE,) * 2, mode="area") for x in (source, driving))
+        wanted = torch.stack([batch["source_motion"], batch["driving_motion"]])
+        if stage == GUIDED:
             motion = self.model.keypoints(torch.cat([source, driving]))
-            source_motion, driving_motion = motion.chunk(2)
-        else:
-            with torch.no_grad():
-                source_motion, driving_motion = self.model.keypoints(torch.cat([source, driving])).chunk(2)
+            losses = {"guidance": guidance * self._guidance(motion.unflatten(0, (2, -1)), wanted)}
+            return losses["guidance"], losses, driving[0]
+        if stage < FULL:
+            source, driving = (F.interpolate(x, size=(LOW_SIZE,) * 2, mode="area") for x in (source, driving))
+        with torch.set_grad_enabled(stage == JOINT and torch.is_grad_enabled()):
+            motion = self.model.keypoints(torch.cat([source, driving]))
+        source_motion, driving_motion = motion.chunk(2)
         state = self.model.prepare_with(source, source_motion)
         parts = self.model.render_parts(state, driving_motion)
         losses = self._pictures(parts, driving, batch["weight"])
-        if stage == 2:
-            wanted = torch.cat([batch["source_motion"], batch["driving_motion"]])
-            losses["guidance"] = guidance * self._guidance(motion, wanted)
+        if stage == JOINT:
+            losses["guidance"] = guidance * self._guidance(motion.unflatten(0, (2, -1)), wanted)
             losses["equivariance"] = self.weights.equivariance * self._equivariance(driving, driving_motion)
         strip = torch.cat([x[:4].flatten(0, 0) for x in _rows(source, driving, parts)], 2)
         return torch.stack(list(losses.values())).sum(), losses, strip
@@ -105,16 +70,24 @@ class ReenactorLosses(nn.Module):
         weight = F.interpolate(weight, size=driving.shape[-2:], mode="bilinear")
         weight = weight / weight.mean()
         return {
-            "reconstruction": self.weights.reconstruction * (weight * (parts["frame"] - driving).abs()).mean(),
+            "reconstruction": self.weights.reconstruction
+            * (weight * (parts["frame"] - driving).abs()).mean(),
             "generated": self.weights.generated * (weight * (parts["generated"] - driving).abs()).mean(),
             "perceptual": self.weights.perceptual * self.perceptual(parts["frame"], driving),
         }
 
     @staticmethod
     def _guidance(motion: Tensor, wanted: Tensor) -> Tensor:
-        """L1 to the landmarks' motion; Jacobians count less, they are only roughly what a Jacobian should be."""
-        position = (motion[..., :2] - wanted[..., :2]).abs().mean()
-        return position + 0.1 * (motion[..., 2:] - wanted[..., 2:]).abs().mean()
+        """L1 to the landmarks' motion, both (2, B, 10, 6): source and driving.
+
+        What moves a picture is the change from source to driving, so that counts beside the values, and
+        lips and eyes, which move least and matter most, count more.
+        """
+        error = motion - wanted
+        change = error[1] - error[0]
+        weight = error.new_tensor(GUIDANCE_KEYPOINTS)[:, None] * error.new_tensor(GUIDANCE_VALUES)
+        weight = weight / len(GUIDANCE_KEYPOINTS)
+        return (weight * (error.abs().mean((0, 1)) + 2 * change.abs().mean(0))).sum() / 2
 
     def _equivariance(self, image: Tensor, motion: Tensor) -> Tensor:
         """FOMM's equivariance under a random affine map z -> A z + b of the picture, values and Jacobians."""
@@ -142,7 +115,7 @@ def _rows(source: Tensor, driving: Tensor, parts: dict[str, Tensor]) -> Iterator
         yield torch.cat([x[k].float() for x in shown], 1)
 
 
-def train(config: ReenactorConfig, data: str | Path, run_dir: str | Path, max_minutes: float | None = None) -> Path:
+def train(config: Config, data: str | Path, run_dir: str | Path, max_minutes: float | None = None) -> Path:
     """Train (or go on training) on the prepared folder `data`; returns the model file in `run_dir`.
 
     The run is resumed exactly from ``last.pt``: samples are a function of the step. Raises InputError when the
@@ -151,15 +124,15 @@ def train(config: ReenactorConfig, data: str | Path, run_dir: str | Path, max_mi
     from lightning.fabric import Fabric
     from torch.utils.data import DataLoader, Subset
 
-    settings = config.training
-    fabric = Fabric(accelerator="auto", devices="auto", precision=settings.precision)  # type: ignore[arg-type]
+    settings = config.reenactor_training
+    fabric = Fabric(accelerator="auto", devices="auto", precision=settings.precision)
     fabric.launch()
     run = Run(run_dir, max_minutes)
     torch.manual_seed(settings.seed)
-    losses = ReenactorLosses(config).to(memory_format=torch.channels_last)
+    losses = ReenactorLosses(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = Average(losses.model, settings.average)
-    trained = [p for p in losses.model.parameters()]
-    optimizer = torch.optim.Adam(trained, lr=settings.learning_rate, betas=(0.5, 0.99))
+    trained = list(losses.model.parameters())
+    optimizer = torch.optim.Adam(trained, lr=settings.lr, betas=(0.5, 0.99))
     wrapped, optimizer = fabric.setup(losses, optimizer)
     average.model.to(fabric.device)
     start = _restore(run, losses.model, average, optimizer)
@@ -167,9 +140,9 @@ def train(config: ReenactorConfig, data: str | Path, run_dir: str | Path, max_mi
     clips = read_clips(data, "train")
     while start < ends[-1]:
         stage = next(i for i, end in enumerate(ends) if start < end) + 1
-        if stage == 3:
+        if stage > JOINT:
             losses.model.detector.requires_grad_(False)
-        size = {1: settings.detector_batch, 2: settings.batch, 3: settings.full_batch}[stage]
+        size = {GUIDED: settings.detector_batch, FULL: settings.full_batch}.get(stage, settings.batch)
         world, rank = fabric.world_size, fabric.global_rank
         dataset = FramePairs(clips, ends[-1] * size * world, settings.seed)
         # rank r of step s reads samples (s * world + r) * size ...: the same set whatever the number of processes
@@ -179,7 +152,7 @@ def train(config: ReenactorConfig, data: str | Path, run_dir: str | Path, max_mi
         for step, batch in zip(run.steps(start, ends[stage - 1]), loader, strict=False):
             _set_mode(losses.model, stage)
             _set_rate(optimizer, settings, step, ends)
-            fade = ramp(step, ends[0], ends[0] + int(0.7 * settings.low_steps))
+            fade = ramp(step, ends[0], ends[1])
             guidance = settings.guidance + (settings.guidance_final - settings.guidance) * fade
             torch.manual_seed(settings.seed + step)
             batch = {k: v.to(fabric.device) for k, v in batch.items()}
@@ -191,7 +164,9 @@ def train(config: ReenactorConfig, data: str | Path, run_dir: str | Path, max_mi
             average.update(losses.model, step)
             done = step + 1
             if fabric.is_global_zero:
-                run.log(step, {"total": float(total.detach()), **{k: float(v.detach()) for k, v in parts.items()}})
+                run.log(
+                    step, {"total": float(total.detach()), **{k: float(v.detach()) for k, v in parts.items()}}
+                )
                 if done % IMAGE_EVERY == 0:
                     run.image(step, "pictures", strip.detach())
                 if done % SAVE_EVERY == 0:
@@ -204,31 +179,30 @@ def train(config: ReenactorConfig, data: str | Path, run_dir: str | Path, max_mi
     return run.folder / "reenactor.safetensors"
 
 
-def _stage_ends(settings: ReenactorTraining) -> tuple[int, int, int]:
-    first = settings.detector_steps
-    return first, first + settings.low_steps, first + settings.low_steps + settings.full_steps
+def _stage_ends(settings: ReenactorTraining) -> list[int]:
+    """The step at which each of the four stages ends."""
+    steps = (settings.detector_steps, settings.joint_steps, settings.low_steps, settings.full_steps)
+    return list(accumulate(steps))
 
 
 def _set_mode(model: CompactReenactor, stage: int) -> None:
     model.train()
-    if stage == 3:
+    if stage > JOINT:
         model.detector.eval()  # frozen: its batch norms too
 
 
-def _set_rate(optimizer: Any, settings: ReenactorTraining, step: int, ends: tuple[int, int, int]) -> None:
-    """Stage 1 at the full rate after a warm-up; stages 2 and 3 share a cosine."""
+def _set_rate(optimizer: Any, settings: ReenactorTraining, step: int, ends: list[int]) -> None:
+    """The detector has a cosine of its own; the later stages share one."""
     first = ends[0]
     if step < first:
         factor = cosine_rate(step, first, settings.warmup, 0.3)
     else:
         factor = cosine_rate(step - first, ends[-1] - first, settings.warmup)
     for group in optimizer.param_groups:
-        group["lr"] = settings.learning_rate * factor
+        group["lr"] = settings.lr * factor
 
 
 def _restore(run: Run, model: CompactReenactor, average: Average, optimizer: Any) -> int:
-    from mssync.errors import InputError
-
     state = run.load()
     if state is None:
         return 0
@@ -237,12 +211,19 @@ def _restore(run: Run, model: CompactReenactor, average: Average, optimizer: Any
         average.model.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
     except (RuntimeError, ValueError, KeyError) as error:
-        raise InputError(f"{run.folder}: its checkpoint is of another configuration; give a new --run") from error
+        raise InputError(
+            f"{run.folder}: its checkpoint is of another configuration; give a new --run"
+        ) from error
     return int(state["step"])
 
 
 def _save(
-    run: Run, model: CompactReenactor, average: Average, optimizer: Any, step: int, settings: ReenactorTraining
+    run: Run,
+    model: CompactReenactor,
+    average: Average,
+    optimizer: Any,
+    step: int,
+    settings: ReenactorTraining,
 ) -> None:
     state = {
         "model": model.state_dict(),

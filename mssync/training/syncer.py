@@ -98,14 +98,23 @@ def train(
         run.log(step, {"loss": float(loss.detach()), "accuracy": accuracy})
         if done % VALIDATE_EVERY == 0 or done == settings.iterations:
             best = _validate(run, wrapped, checks, config, level, done, best)
-            run.save({"model": syncer.state_dict(), "optimizer": optimizer.state_dict(), "step": done, "best": best})
+            run.save(
+                {
+                    "model": syncer.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "step": done,
+                    "best": best,
+                }
+            )
     run.save({"model": syncer.state_dict(), "optimizer": optimizer.state_dict(), "step": done, "best": best})
     if best == float("inf"):
         _validate(run, wrapped, checks, config, level, done, best)
     return run.folder / f"syncer{level}.safetensors"
 
 
-def _loss(syncer: Any, batch: tuple[Tensor, ...], config: Config, level: int, seed: int) -> tuple[Tensor, float]:
+def _loss(
+    syncer: Any, batch: tuple[Tensor, ...], config: Config, level: int, seed: int
+) -> tuple[Tensor, float]:
     """InfoNCE of a batch, and the share of windows whose positive scores above all of its negatives."""
     motion, audio = batch[0].to(syncer.device), batch[1].to(syncer.device)
     sounds, moves = level_windows(audio, motion, level)
@@ -128,7 +137,9 @@ def _set_statistics(syncer: Syncer, sequences: list[Sequence], level: int) -> No
     syncer.audio_norm.set_statistics(audio.mean(0), audio.std(0))
 
 
-def _validation(data: str | Path, frames: int, config: Config, train: list[Sequence]) -> list[tuple[Tensor, ...]]:
+def _validation(
+    data: str | Path, frames: int, config: Config, train: list[Sequence]
+) -> list[tuple[Tensor, ...]]:
     try:
         sequences = read_sequences(data, "val", frames, config.augmentation.smooth)
     except InputError:
@@ -139,7 +150,13 @@ def _validation(data: str | Path, frames: int, config: Config, train: list[Seque
 
 @torch.no_grad()
 def _validate(
-    run: Run, syncer: Any, checks: list[tuple[Tensor, ...]], config: Config, level: int, step: int, best: float
+    run: Run,
+    syncer: Any,
+    checks: list[tuple[Tensor, ...]],
+    config: Config,
+    level: int,
+    step: int,
+    best: float,
 ) -> float:
     syncer.eval()
     results = [_loss(syncer, batch, config, level, n) for n, batch in enumerate(checks)]
@@ -163,5 +180,7 @@ def _restore(run: Run, syncer: Syncer, optimizer: torch.optim.Optimizer) -> tupl
         syncer.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
     except (RuntimeError, ValueError, KeyError) as error:
-        raise InputError(f"{run.folder}: its checkpoint is of another configuration; give a new --run") from error
+        raise InputError(
+            f"{run.folder}: its checkpoint is of another configuration; give a new --run"
+        ) from error
     return int(state["step"]), float(state["best"])

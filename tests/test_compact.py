@@ -1,0 +1,128 @@
+"""The compact reenactor: its geometry against direct formulas, its guidance, its file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mssync.data.pairs import mirrored, weight_map
+from mssync.errors import InputError
+from mssync.reenact.compact import (
+    MOTION_SIZE,
+    CompactReenactor,
+    DenseMotion,
+    coordinate_grid,
+    gaussians,
+    inverse,
+    warp,
+)
+from mssync.reenact.guidance import ANCHORS, FLIPPED, canonical_face, landmark_motion
+from mssync.weights import load_model, save_model
+
+
+@pytest.fixture(scope="module")
+def model() -> CompactReenactor:
+    torch.manual_seed(0)
+    return CompactReenactor(detector_width=8, motion_width=8, painter_width=8, blocks=1).eval()
+
+
+def random_motion(batch: int, seed: int = 0) -> torch.Tensor:
+    g = torch.Generator().manual_seed(seed)
+    jacobian = torch.eye(2).flatten() + 0.2 * torch.randn(batch, 10, 4, generator=g)
+    return torch.cat([torch.rand(batch, 10, 2, generator=g) - 0.5, jacobian], -1)
+
+
+def test_inverse_is_the_inverse_and_never_infinite() -> None:
+    matrices = random_motion(3)[..., 2:].unflatten(-1, (2, 2))
+    torch.testing.assert_close(inverse(matrices), torch.linalg.inv(matrices))
+    assert inverse(torch.zeros(2, 2)).isfinite().all()
+
+
+def test_sparse_motion_is_equation_4_of_fomm() -> None:
+    source, driving = random_motion(1, 1), random_motion(1, 2)
+    offsets = DenseMotion.sparse_offsets(source, driving)
+    assert offsets.shape == (1, 11, MOTION_SIZE, MOTION_SIZE, 2)
+    assert (offsets[:, 0] == 0).all()
+    for k, row, column in [(0, 0, 0), (4, 10, 50), (9, 63, 63)]:
+        z = torch.tensor([(2 * column + 1) / MOTION_SIZE - 1, (2 * row + 1) / MOTION_SIZE - 1])
+        j_s, j_d = (m[0, k, 2:].reshape(2, 2) for m in (source, driving))
+        wanted = source[0, k, :2] + j_s @ torch.linalg.inv(j_d) @ (z - driving[0, k, :2])
+        torch.testing.assert_close(offsets[0, k + 1, row, column] + z, wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_a_zero_offset_returns_the_picture_at_any_size() -> None:
+    image = torch.rand(1, 3, 96, 96)
+    torch.testing.assert_close(warp(image, torch.zeros(1, 32, 32, 2)), image, atol=1e-5, rtol=0)
+
+
+def test_undriven_warp_is_the_source(model: CompactReenactor) -> None:
+    image = torch.rand(1, 3, 256, 256)
+    with torch.no_grad():
+        state = model.prepare(image)
+        parts = model.render_parts(state, state.motion)
+    torch.testing.assert_close(parts["warped"], image, atol=1e-4, rtol=0)
+
+
+def test_rendering_in_batches_equals_frame_by_frame(model: CompactReenactor) -> None:
+    motion = random_motion(3)
+    with torch.no_grad():
+        state = model.prepare(torch.rand(1, 3, 256, 256))
+        whole = model.render(state, motion)
+        single = torch.cat([model.render(state, m[None]) for m in motion])
+    assert whole.shape == (3, 3, 256, 256)
+    assert 0 <= float(whole.min()) <= float(whole.max()) <= 1
+    torch.testing.assert_close(whole, single, atol=1e-5, rtol=1e-4)
+
+
+def test_gaussians_peak_at_their_keypoints() -> None:
+    grid = coordinate_grid(64, torch.zeros(1))
+    heat = gaussians(grid[20, 30][None, None], 64)
+    assert heat[0, 0, 20, 30] == 1
+    assert heat.argmax() == 20 * 64 + 30
+
+
+def test_keypoints_interface(model: CompactReenactor) -> None:
+    motion = model.keypoints(torch.rand(2, 3, 256, 256))
+    assert motion.shape == (2, 10, 6)
+    assert motion[..., :2].abs().max() < 1
+
+
+def test_guidance_of_an_affine_face_has_that_affine_jacobian() -> None:
+    matrix, shift = np.array([[0.8, 0.2], [-0.1, 1.1]], np.float32), np.array([0.1, -0.05], np.float32)
+    motion = landmark_motion((canonical_face() @ matrix.T + shift)[None])
+    np.testing.assert_allclose(motion[0, :, 2:], np.tile(matrix.flatten(), (10, 1)), atol=1e-4)
+    for k, (anchor, _) in enumerate(ANCHORS.values()):
+        wanted = canonical_face()[list(anchor)].mean(0) @ matrix.T + shift
+        np.testing.assert_allclose(motion[0, k, :2], wanted, atol=1e-5)
+
+
+def test_mirrored_guidance_is_its_own_inverse_and_mirrors() -> None:
+    motion = random_motion(2).numpy()
+    np.testing.assert_array_equal(mirrored(mirrored(motion)), motion)
+    np.testing.assert_array_equal(mirrored(motion)[:, 0, 0], -motion[:, FLIPPED[0], 0])
+
+
+def test_weight_map_marks_mouth_over_face_over_background() -> None:
+    weight = weight_map(canonical_face() * 0.9)
+    column, row = ((canonical_face()[13] * 0.9 + 1) * 32).astype(int)
+    assert weight[row, column] == weight.max() == 6
+    assert weight[0, 0] == weight.min() == 1
+
+
+def test_file_round_trip(model: CompactReenactor, tmp_path: Path) -> None:
+    save_model(tmp_path / "m.safetensors", model, "compact", model.config, {"steps": 3})
+    loaded, about = load_model(tmp_path / "m.safetensors", kinds=("compact",))
+    assert about["training"] == {"steps": 3}
+    image = torch.rand(1, 3, 256, 256)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.keypoints(image), model.keypoints(image), atol=5e-3, rtol=0)
+    with pytest.raises(InputError, match="where generator is needed"):
+        load_model(tmp_path / "m.safetensors", kinds=("generator",))
+    (tmp_path / "text.safetensors").write_text("no model")
+    with pytest.raises(InputError, match="not a safetensors file"):
+        load_model(tmp_path / "text.safetensors")
+    with pytest.raises(InputError, match="no shipped model of that name"):
+        load_model("nobody")

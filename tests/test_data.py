@@ -1,0 +1,87 @@
+"""Prepared clips and sequences: gaps, alignment, augmentation, what a folder must hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mssync.config import AugmentationConfig
+from mssync.data.clips import read_clips
+from mssync.data.prepare import fill_gaps, prepare
+from mssync.data.sequences import (
+    Sequence,
+    SequenceBatches,
+    _aligned,
+    augmented,
+    jittered,
+)
+from mssync.errors import InputError
+from mssync.faces import Face
+
+
+def marks(value: float) -> Face:
+    return Face(np.full((478, 3), value, np.float32))
+
+
+def test_short_gaps_are_interpolated() -> None:
+    faces: list[Face | None] = [marks(float(t)) for t in range(40)]
+    faces[0] = faces[10] = faces[11] = faces[39] = None
+    filled = fill_gaps(faces)
+    assert filled is not None
+    np.testing.assert_allclose(filled[:, 0, 0], [1, *range(1, 39), 38])
+
+
+def test_many_gaps_drop_the_clip() -> None:
+    assert fill_gaps([marks(0)] * 8 + [None] * 2) is None
+
+
+def test_late_sound_is_moved_back() -> None:
+    motion, audio = np.arange(10)[:, None], np.arange(40)[:, None]
+    for late in (-2, 0, 3):
+        moved, _, sound = _aligned(motion, motion, audio, late)
+        assert len(sound) == 4 * len(moved)
+        assert (sound[::4, 0] == 4 * (moved[:, 0] + late)).all()
+
+
+def sequence(name: str, frames: int) -> Sequence:
+    motion = torch.arange(frames * 60.0).reshape(frames, 60)
+    audio = torch.arange(frames * 4.0)[:, None].expand(-1, 26)
+    return Sequence(name, name, "corpus", False, motion, -motion, audio)
+
+
+def test_batches_are_aligned_and_a_function_of_their_number() -> None:
+    batches = SequenceBatches([sequence("a", 30), sequence("b", 50)], frames=20, batch=6, seed=3)
+    motion, audio, other = batches(7)
+    assert motion.shape == (6, 20, 60)
+    assert audio.shape == (6, 80, 26)
+    assert other.shape == (6, 60)
+    torch.testing.assert_close(audio[:, ::4, 0], motion[:, :, 0] / 60 * 4)
+    for one, two in zip(batches(7), batches(7), strict=True):
+        assert torch.equal(one, two)
+    assert not torch.equal(batches(8)[0], motion)
+
+
+def test_augmentation_is_one_scale_and_one_shift_an_axis() -> None:
+    settings, rng = AugmentationConfig(), np.random.default_rng(1)
+    motion = torch.randn(12, 10, 6)
+    changed = augmented(motion.flatten(1), settings, rng).unflatten(1, (10, 6))
+    factor = float(changed[0, 0, 2] / motion[0, 0, 2])
+    assert abs(factor - 1) <= settings.scale
+    torch.testing.assert_close(changed[..., 2:], motion[..., 2:] * factor)
+    shift = (changed[..., :2] - motion[..., :2] * factor).flatten(0, 1)
+    torch.testing.assert_close(shift, shift[:1].expand_as(shift), atol=1e-5, rtol=0)
+    assert shift.abs().max() <= settings.shift
+    audio = torch.randn(40, 26)
+    offset = jittered(audio, settings, rng) - audio
+    assert offset.std() < 1e-5
+    assert offset.abs().max() <= settings.energy * (audio.max() - audio.min()) + 1e-5
+
+
+def test_folders_that_are_not_prepared(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="mssync preprocess"):
+        read_clips(tmp_path, "train")
+    with pytest.raises(InputError, match="no videos in this folder"):
+        prepare(tmp_path, tmp_path / "out")

@@ -1,0 +1,153 @@
+"""Training: losses against direct formulas, and every training on real clips, stopped and resumed exactly."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("lightning", reason="needs mssync[train]")
+
+from mssync.config import Config, load_config
+from mssync.data.prepare import prepare
+from mssync.data.sequences import extract
+from mssync.errors import InputError
+from mssync.reenact.compact import CompactReenactor
+from mssync.syncer import info_nce
+from mssync.training import generator, reenactor, syncer
+from mssync.weights import load_model, read_metadata
+
+CLIPS = 3
+
+
+def test_contrast_against_loops() -> None:
+    g = torch.Generator().manual_seed(0)
+    sounds, moves = (
+        torch.nn.functional.normalize(torch.randn(2, 5, 8, generator=g), dim=-1) for _ in range(2)
+    )
+    positive, negatives = syncer.contrast(sounds, moves, 4, True, g)
+    for b in range(2):
+        for t in range(5):
+            row = b * 5 + t
+            assert positive[row] == pytest.approx(float(sounds[b, t] @ moves[b, t]), abs=1e-6)
+            wanted = sorted(float(sounds[b, t] @ moves[b, n]) for n in range(5) if n != t)
+            assert sorted(negatives[row].tolist()) == pytest.approx(wanted, abs=1e-6)
+    _, others = syncer.contrast(sounds, moves, 5, False, g)
+    wanted = sorted(float(sounds[0, 2] @ moves[1, n]) for n in range(5))
+    assert sorted(others[2].tolist()) == pytest.approx(wanted, abs=1e-6)
+    assert info_nce(positive, negatives) > 0
+    with pytest.raises(InputError, match="only 4"):
+        syncer.contrast(sounds, moves, 5, True, g)
+
+
+def test_reconstruction_is_equation_14() -> None:
+    x, y = torch.randn(3, 7, 60), torch.randn(3, 7, 60)
+    wanted = sum(float(((x[b] - y[b]) ** 2).sum()) for b in range(3)) / 3
+    assert float(generator.reconstruction_loss(x, y)) == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
+    """Three short real clips, prepared, with the motion of an untrained reenactor."""
+    folder = tmp_path_factory.mktemp("data")
+    with (data_dir / "manifest.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["corpus"] == "GRID" and row["split"] == "train"][
+            :CLIPS
+        ]
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(row | {"file": str(data_dir / row["file"])} for row in rows)
+    counts = prepare(folder / "manifest.csv", folder / "prepared", workers=1)
+    assert counts == {"kept": CLIPS}
+    assert prepare(folder / "manifest.csv", folder / "prepared", workers=1) == counts  # nothing is done twice
+    torch.manual_seed(0)
+    extract(folder / "prepared", CompactReenactor(8, 8, 8, 1).eval(), "logfbank")
+    return folder / "prepared"
+
+
+@pytest.fixture
+def small() -> Config:
+    return load_config(
+        "compact",
+        [
+            "reenactor.detector_width=8", "reenactor.motion_width=8", "reenactor.painter_width=8",
+            "reenactor.blocks=1", "reenactor_training.detector_steps=2", "reenactor_training.joint_steps=1", "reenactor_training.low_steps=1",
+            "reenactor_training.full_steps=2", "reenactor_training.batch=2", "reenactor_training.detector_batch=2",
+            "reenactor_training.full_batch=2", "reenactor_training.workers=0",
+            "syncer.width=8", "syncer.embedding=16", "syncer.depth=1",
+            "syncer_training.batch=12", "syncer_training.iterations=4", "syncer_training.frames=75",
+            "generator.width=32", "generator.heads=2", "generator.layers=1", "generator.audio_width=16",
+            "generator.branch_hidden=16", "generator_training.batch=2", "generator_training.iterations=3",
+            "generator_training.decay_iterations=1", "discriminator.frame_hidden=16",
+            "discriminator.sequence_hidden=16",
+        ],
+    )  # fmt: skip
+
+
+def stopped_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Make the next training end after so many steps, as --max-minutes or Ctrl-C would."""
+    import mssync.training.common as common
+
+    left = [steps]
+
+    def limited(self: common.Run, start: int, stop: int):
+        for step in range(start, stop):
+            if not left[0]:
+                return
+            left[0] -= 1
+            yield step
+
+    monkeypatch.setattr(common.Run, "steps", limited)
+
+
+def same_file(one: Path, two: Path) -> bool:
+    first, second = (load_model(path)[0].state_dict() for path in (one, two))
+    return all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5])
+def test_reenactor_resumes_exactly(
+    prepared: Path, small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    whole = reenactor.train(small, prepared, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stopped_after(patch, stop)
+        reenactor.train(small, prepared, tmp_path / "parts")
+    resumed = reenactor.train(small, prepared, tmp_path / "parts")
+    assert same_file(whole, resumed)
+
+
+@pytest.mark.parametrize("level", [1, 4])
+def test_syncer_and_generator_train_and_resume(
+    prepared: Path, small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: int
+) -> None:
+    small.syncer_training.negatives = [12, 12, 12, 20]
+    whole = syncer.train(small, prepared, tmp_path / "syncers", level)
+    with monkeypatch.context() as patch:
+        stopped_after(patch, 2)
+        syncer.train(small, prepared, tmp_path / "parts", level)
+    assert same_file(whole, syncer.train(small, prepared, tmp_path / "parts", level))
+    if level != 1:
+        return
+    made = generator.train(small, prepared, tmp_path / "syncers", tmp_path / "g")
+    with monkeypatch.context() as patch:
+        stopped_after(patch, 2)
+        generator.train(small, prepared, tmp_path / "syncers", tmp_path / "h")
+    assert same_file(made, generator.train(small, prepared, tmp_path / "syncers", tmp_path / "h"))
+    assert read_metadata(made)["config"]["audio"] == "logfbank"
+
+
+def test_a_run_of_other_sizes_is_refused(prepared: Path, small: Config, tmp_path: Path) -> None:
+    small.syncer_training.iterations = 1
+    syncer.train(small, prepared, tmp_path, 1)
+    small.syncer.width = 16
+    with pytest.raises(InputError, match="another configuration"):
+        syncer.train(small, prepared, tmp_path, 1)
+
+
+def test_generator_needs_syncers(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="train syncers"):
+        generator.load_syncers(tmp_path, "sum")
