@@ -73,6 +73,8 @@ train_app = typer.Typer(
     help="Train the models: the reenactor, then syncers, then the generator.",
 )
 
+eval_app = typer.Typer(cls=_Commands, no_args_is_help=True, help="Measure models and the videos they make.")
+
 TALKING, WORKSHOP = "Talking videos", "Files and training"  # sections of the help
 
 # Arguments and options that several commands share.
@@ -374,6 +376,66 @@ def extract(
 
 
 app.add_typer(train_app, name="train", rich_help_panel=WORKSHOP)
+app.add_typer(eval_app, name="eval", rich_help_panel=WORKSHOP)
+
+SplitOption = Annotated[str, typer.Option(metavar="NAME", help="train, val (to choose by) or test (to report).")]
+
+
+@eval_app.command("reenactor")
+def eval_reenactor(
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder that `mssync preprocess` made.")],
+    split: SplitOption = "val",
+    model: ModelOption = "compact",
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE.csv", help="One row a clip.")] = None,
+) -> None:
+    """Redraw clips from one of their own frames: error against copying the source, landmarks that follow."""
+    _check_files([], [(output, ".csv")])
+    from mssync.animate import load
+    from mssync.metrics.reenactment import evaluate, summary
+
+    figures = evaluate(load(model).reenactor, data, split)
+    if output is not None:
+        _write_csv(output, figures)
+    _print_figures(f"{model} on {split}: {len(figures)} clips", summary(figures))
+
+
+@eval_app.command("animation")
+def eval_animation(
+    images: Annotated[list[Path], typer.Option("--image", metavar="IMAGE", help="A portrait; give several.")],
+    recordings: Annotated[list[Path], typer.Option("--audio", metavar="AUDIO", help="Speech; give several.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Videos, sheets and figures.csv.")],
+    model: ModelOption = "compact",
+) -> None:
+    """Animate every portrait with every recording; measure mouth, head and background on the videos."""
+    _check_files([*images, *recordings], [])
+    from mssync.animate import load
+    from mssync.metrics.animation import evaluate_all, summary
+
+    figures = evaluate_all(load(model), images, recordings, output)
+    _write_csv(output / "figures.csv", figures)
+    _print_figures(f"{len(figures)} videos in {output}", summary(figures))
+
+
+def _write_csv(path: Path, rows: list[Any]) -> None:
+    import csv
+    from dataclasses import asdict
+
+    from mssync.errors import written_whole
+
+    with written_whole(path, ".csv") as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, asdict(rows[0]))
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+
+
+def _print_figures(title: str, figures: dict[str, float]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("figure", "value", title=title, title_justify="left")
+    for name, value in figures.items():
+        table.add_row(name, f"{value:.4f}")
+    Console().print(table)
 
 DataOption = Annotated[
     Path, typer.Option(metavar="DIR", help="Folder that `mssync preprocess` made.", show_default=False)
@@ -407,7 +469,7 @@ def train_reenactor(
     settings = _training_config(config, overrides, data)
     from mssync.training.reenactor import train
 
-    train(settings.reenactor, data, run, max_minutes)
+    train(settings, data, run, max_minutes)
 
 
 @train_app.command("syncer")

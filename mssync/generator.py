@@ -365,5 +365,5 @@ class Generator(nn.Module):
 
 
 def build_generator(config: dict[str, Any]) -> Generator:
-    """The generator of a model file, from the GeneratorConfig stored in it (`weights.load_model`)."""
-    return Generator(GeneratorConfig(**config))
+    """The generator of a model file, from the GeneratorConfig stored in it beside the kind of audio features."""
+    return Generator(GeneratorConfig(**{name: value for name, value in config.items() if name != "audio"}))

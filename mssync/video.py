@@ -259,8 +259,7 @@ def on_grid(frames: Iterable[tuple[Fraction, Fraction, T]]) -> Iterator[T]:
             while count * FRAME <= turn:
                 yield shown
                 count += 1
-        shown, shown_at = frame, start
-        end = max(end, start + duration)
+        shown, shown_at, end = frame, start, start + duration
     if shown is not None:
         for _ in range(count, max(1, round(end * FPS))):
             yield shown
@@ -315,15 +314,16 @@ def _scan(container: InputContainer, stream: Stream) -> tuple[int, float]:
 
     Headers are no substitute: recordings of browsers declare no length, videos of variable rate a wrong one.
     """
-    count, begin, end = 0, None, Fraction(0)
+    count = 0
+    first = last = None  # (start, end) of the outermost packets
     with suppress(av.FFmpegError):  # a damaged end
         for packet in container.demux(stream):
             count += packet.size > 0
             if packet.pts is not None and packet.time_base is not None:
                 start = packet.pts * packet.time_base
-                begin = start if begin is None else min(begin, start)
-                end = max(end, start + (packet.duration or 0) * packet.time_base)
-    return count, float(end - (begin or 0))
+                span = (start, start + (packet.duration or 0) * packet.time_base)
+                first, last = min(first or span, span), max(last or span, span)
+    return count, float(last[1] - first[0]) if first and last else 0.0
 
 
 # Writing videos

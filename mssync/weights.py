@@ -125,8 +125,7 @@ def _build(kind: str, config: dict[str, Any]) -> nn.Module:
 
         return build_syncer(config)
     if kind == "generator":
-        from mssync.config import GeneratorConfig
-        from mssync.generator import Generator
+        from mssync.generator import build_generator
 
-        return Generator(GeneratorConfig(**{k: v for k, v in config.items() if k != "audio"}))
+        return build_generator(config)
     raise KeyError(f"unknown kind of model {kind!r}")

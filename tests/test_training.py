@@ -74,7 +74,8 @@ def small() -> Config:
         "compact",
         [
             "reenactor.detector_width=8", "reenactor.motion_width=8", "reenactor.painter_width=8",
-            "reenactor.blocks=1", "reenactor_training.detector_steps=2", "reenactor_training.joint_steps=1", "reenactor_training.low_steps=1",
+            "reenactor.blocks=1", "reenactor_training.detector_steps=2", "reenactor_training.joint_steps=1",
+            "reenactor_training.low_steps=1",
             "reenactor_training.full_steps=2", "reenactor_training.batch=2", "reenactor_training.detector_batch=2",
             "reenactor_training.full_batch=2", "reenactor_training.workers=0",
             "syncer.width=8", "syncer.embedding=16", "syncer.depth=1",

@@ -155,7 +155,7 @@ def fill_gaps(faces: list[Face | None]) -> np.ndarray | None:
     return known[left] * (1 - weight) + known[right] * weight
 
 
-def _write_clip(out: Path, name: str, frames: list, landmarks: np.ndarray, waveform: np.ndarray, box) -> None:
+def _write_clip(out: Path, name: str, frames: list, landmarks: np.ndarray, waveform: np.ndarray, box: Box) -> None:
     import cv2
 
     quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]

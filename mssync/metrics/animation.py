@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mssync.audio import SAMPLE_RATE
+from mssync.audio import SAMPLE_RATE, load_audio
 from mssync.faces import Face, FaceMesh, head_pose, mouth_opening
 from mssync.metrics.reenactment import correlation
-from mssync.video import FPS
+from mssync.video import FPS, VideoReader, write_video
 
+if TYPE_CHECKING:
+    from mssync.animate import Pipeline
+
+MIN_FOUND = 10  # frames with a face, below which nothing is measured
 LOUD, QUIET = -20.0, -40.0  # dB below the loudest frame: speech, pause
 SHEET_FRAMES = 8  # frames on a contact sheet
 BORDER = 0.06  # width of the picture's border that counts as background, in sides
@@ -21,12 +27,15 @@ BORDER = 0.06  # width of the picture's border that counts as background, in sid
 class AnimationFigures:
     """Figures of one generated video.
 
+    image, audio: names of what it was made of.
     r: correlation of mouth opening with loudness; r_shuffled: mean over circular shifts of the loudness;
     open_loud, open_quiet: mean opening (see faces.mouth_opening) in loud frames and in pauses;
     yaw, pitch, roll: standard deviations in degrees; border: mean absolute change of the picture's border
     against the first frame, in grey levels of 255; found: share of frames with a face.
     """
 
+    image: str
+    audio: str
     frames: int
     r: float
     r_shuffled: float
@@ -48,38 +57,70 @@ def loudness(waveform: np.ndarray, frames: int) -> np.ndarray:
     return np.maximum(level - level.max(), -60.0)
 
 
+def evaluate_all(
+    pipeline: Pipeline, images: list[Path], recordings: list[Path], folder: Path
+) -> list[AnimationFigures]:
+    """Animate every image with every recording into `folder`: IMAGE_AUDIO.mp4 and a contact sheet IMAGE_AUDIO.png.
+
+    Figures are measured on the decoded video, not on the frames that went into it.
+    """
+    from PIL import Image
+    from rich.progress import track
+
+    folder.mkdir(parents=True, exist_ok=True)
+    mesh, rows = FaceMesh(), []
+    for image in track(images, "animating"):
+        portrait = pipeline.portrait(image)
+        for recording in recordings:
+            waveform = load_audio(recording)
+            path = folder / f"{image.stem}_{recording.stem}.mp4"
+            write_video(path, pipeline.animate(portrait, waveform), waveform)
+            figures, sheet = evaluate(VideoReader(path), waveform, mesh, image.stem, recording.stem)
+            Image.fromarray(sheet).save(path.with_suffix(".png"))
+            rows.append(figures)
+    return rows
+
+
+def summary(rows: list[AnimationFigures]) -> dict[str, float]:
+    """Means over videos (nan left out), and the share of videos that follow their speech better than shifted speech."""
+    names = [f.name for f in fields(AnimationFigures) if f.name not in ("image", "audio")]
+    means = {name: float(np.nanmean([getattr(row, name) for row in rows])) for name in names}
+    means["share_r_above_shuffled"] = float(np.mean([row.r > row.r_shuffled for row in rows]))
+    means["share_open_when_loud"] = float(np.mean([row.open_loud > row.open_quiet for row in rows]))
+    return means
+
+
 def evaluate(
-    frames: Iterable[np.ndarray], waveform: np.ndarray, mesh: FaceMesh
+    frames: Iterable[np.ndarray], waveform: np.ndarray, mesh: FaceMesh, image: str = "", audio: str = ""
 ) -> tuple[AnimationFigures, np.ndarray]:
-    """Figures of a video's frames (H, W, 3) uint8 with its speech, and a contact sheet of the video."""
+    """Figures of a video's frames (H, W, 3) uint8 with its speech (n,), and a contact sheet of the video."""
     kept: list[np.ndarray] = []
     faces: list[Face | None] = list(mesh.track(_remembered(frames, kept)))
     found = np.array([face is not None for face in faces])
-    level = loudness(waveform, len(faces))
-    marks = np.stack([face.landmarks for face in faces if face is not None]) if found.any() else None
-    if marks is None or found.sum() < 10:
-        return AnimationFigures(len(faces), 0, 0, 0, 0, 0, 0, 0, _border(kept), found.mean()), _sheet(kept)
-    opening, level = mouth_opening(marks), level[found]
+    names: dict[str, Any] = {"image": image, "audio": audio, "frames": len(faces), "found": float(found.mean())}
+    names["border"] = _border(kept)
+    if found.sum() < MIN_FOUND:
+        nothing: dict[str, Any] = dict.fromkeys(("r", "r_shuffled", "open_loud", "open_quiet", "yaw", "pitch", "roll"), float("nan"))
+        return AnimationFigures(**(names | nothing)), _sheet(kept)
+    marks = np.stack([face.landmarks for face in faces if face is not None])
+    opening, level = mouth_opening(marks), loudness(waveform, len(faces))[found]
     shifts = range(FPS, max(len(level) - FPS, FPS + 1), max(1, FPS // 2))
-    shuffled = [correlation(np.roll(level, shift), opening) for shift in shifts]
     yaw, pitch, roll = head_pose(marks).std(0)
     figures = AnimationFigures(
-        frames=len(faces),
+        **names,
         r=correlation(level, opening),
-        r_shuffled=float(np.mean(shuffled)),
+        r_shuffled=float(np.mean([correlation(np.roll(level, shift), opening) for shift in shifts])),
         open_loud=_mean(opening[level > LOUD]),
         open_quiet=_mean(opening[level < QUIET]),
         yaw=float(yaw),
         pitch=float(pitch),
         roll=float(roll),
-        border=_border(kept),
-        found=float(found.mean()),
     )
     return figures, _sheet(kept)
 
 
 def _remembered(frames: Iterable[np.ndarray], kept: list[np.ndarray]) -> Iterable[np.ndarray]:
-    """Pass frames on, keeping one a second: enough for the sheet, little memory."""
+    """Pass frames on, keeping two a second: enough for the sheet, little memory."""
     for t, frame in enumerate(frames):
         if t % (FPS // 2) == 0:
             kept.append(frame.copy())
