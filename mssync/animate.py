@@ -27,13 +27,14 @@ from mssync.motion import (
     KEYPOINTS,
     VALUES,
     best_start,
+    check_motion,
     control,
     gaussian,
     load_motion,
     relative,
     save_motion,
 )
-from mssync.reenact import SIZE, Reenactor
+from mssync.reenact import SIZE, Reenactor, motion_space
 from mssync.video import FPS, VideoReader, read_image
 
 if TYPE_CHECKING:
@@ -121,6 +122,11 @@ def load(model: PathLike = "compact", device: str = "cpu") -> Pipeline:
     if generator_file is not None and generator_file.is_file():
         generator, about = weights.load_model(generator_file, place, ("generator",))
         kind = about["config"].get("audio", kind)
+        if about["config"].get("motion_space") != motion_space(reenactor):
+            raise InputError(
+                f"{generator_file} was trained on the motion of another reenactor than {reenactor_file}; "
+                "train one on this motion (`mssync extract`, `mssync train generator`)"
+            )
     return Pipeline(reenactor, generator, audio_kind=kind, name=metadata["kind"], device=place)
 
 
@@ -248,14 +254,11 @@ class Pipeline:
         """
         check_options(size=size)
         if isinstance(motion, np.ndarray):
-            if motion.shape[1:] != (KEYPOINTS, VALUES):
-                raise InputError(f"motion must be (frames, {KEYPOINTS}, {VALUES}), got {motion.shape}")
+            check_motion(motion, "the given motion")
         else:
             loaded = load_motion(motion)
             if loaded.reenactor != self.name:
-                raise InputError(
-                    f"{motion}: motion of the model {loaded.reenactor!r}, which {self.name!r} cannot draw"
-                )
+                raise InputError(f"{motion}: motion of the model {loaded.reenactor!r}, which {self.name!r} cannot draw")
             motion = loaded.motion
         return self._render(self.portrait(image), motion, None, size, paste_back)
 
@@ -327,9 +330,7 @@ class Pipeline:
         frames = self._frames(portrait, motion, size, paste_back)
         return Frames(frames, motion, audio, self.name, portrait.size)
 
-    def _frames(
-        self, portrait: Portrait, motion: np.ndarray, size: int, paste_back: bool
-    ) -> Iterator[np.ndarray]:
+    def _frames(self, portrait: Portrait, motion: np.ndarray, size: int, paste_back: bool) -> Iterator[np.ndarray]:
         for start in range(0, len(motion), BATCH):
             batch = motion[start : start + BATCH]
             if paste_back:

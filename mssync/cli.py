@@ -11,7 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from mssync import __version__
-from mssync.errors import InputError, input_file, output_file
+from mssync.errors import InputError, input_file, output_file, written_whole
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -113,9 +113,7 @@ SaveMotionOption = Annotated[
     Path | None,
     typer.Option(metavar="FILE.npz", help="Also write the motion, for `mssync render`.", show_default=False),
 ]
-ConfigOption = Annotated[
-    str, typer.Option(metavar="NAME|PATH", help="compact, paper, or a YAML file of that form.")
-]
+ConfigOption = Annotated[str, typer.Option(metavar="NAME|PATH", help="compact, paper, or a YAML file of that form.")]
 DataArgument = Annotated[
     Path,
     typer.Argument(metavar="DIR", help="Folder that `mssync preprocess` made.", show_default=False),
@@ -156,12 +154,8 @@ def animate(
     expression: Annotated[
         float, typer.Option(metavar="F", help="How strongly mouth and face move: 0 to 2, 1 as generated.")
     ] = 1.0,
-    smooth: Annotated[
-        float, typer.Option(metavar="F", help="Smooth the motion over F frames: 0 (off) to 25.")
-    ] = 0.0,
-    seed: Annotated[
-        int, typer.Option(metavar="N", help="Seed of random numbers (the shipped models draw none).")
-    ] = 0,
+    smooth: Annotated[float, typer.Option(metavar="F", help="Smooth the motion over F frames: 0 (off) to 25.")] = 0.0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of random numbers (the shipped models draw none).")] = 0,
     size: SizeOption = 256,
     paste_back: PasteOption = False,
     model: ModelOption = "compact",
@@ -295,9 +289,7 @@ def demo(
 
 @app.command(rich_help_panel=WORKSHOP)
 def info(
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A picture, recording, video, motion or model file.")
-    ],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A picture, recording, video, motion or model file.")],
 ) -> None:
     """Tell what a file holds."""
     from rich.console import Console
@@ -323,9 +315,7 @@ def convert(
     ],
     output: Annotated[
         Path,
-        typer.Option(
-            "-o", "--output", metavar="FILE.safetensors", help="The file to write.", show_default=False
-        ),
+        typer.Option("-o", "--output", metavar="FILE.safetensors", help="The file to write.", show_default=False),
     ],
 ) -> None:
     """Turn a public checkpoint of the first-order motion model into a model file."""
@@ -420,8 +410,6 @@ def _write_csv(path: Path, rows: list[Any]) -> None:
     import csv
     from dataclasses import asdict
 
-    from mssync.errors import written_whole
-
     with written_whole(path, ".csv") as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, asdict(rows[0]))
         writer.writeheader()
@@ -437,6 +425,7 @@ def _print_figures(title: str, figures: dict[str, float]) -> None:
         table.add_row(name, f"{value:.4f}")
     Console().print(table)
 
+
 DataOption = Annotated[
     Path, typer.Option(metavar="DIR", help="Folder that `mssync preprocess` made.", show_default=False)
 ]
@@ -444,9 +433,7 @@ RunOption = Annotated[
     Path,
     typer.Option(metavar="DIR", help="Folder of the run; a stopped run goes on in it.", show_default=False),
 ]
-MinutesOption = Annotated[
-    float | None, typer.Option(metavar="F", help="Stop after F minutes.", show_default=False)
-]
+MinutesOption = Annotated[float | None, typer.Option(metavar="F", help="Stop after F minutes.", show_default=False)]
 OverridesArgument = Annotated[
     list[str] | None,
     typer.Argument(
@@ -476,9 +463,7 @@ def train_reenactor(
 def train_syncer(
     level: Annotated[
         int,
-        typer.Option(
-            metavar="N", min=1, max=4, help="Level of the pyramid, 1 (finest) to 4.", show_default=False
-        ),
+        typer.Option(metavar="N", min=1, max=4, help="Level of the pyramid, 1 (finest) to 4.", show_default=False),
     ],
     data: DataOption,
     run: RunOption,
@@ -545,9 +530,10 @@ def _write(output: Path, frames: Frames, save_motion: Path | None = None) -> Non
     """Write the video, then the motion where it is asked for: a run that fails leaves neither."""
     from mssync.video import FPS, write_video
 
-    count = write_video(output, _progress(frames, "drawing", len(frames)), frames.audio)
-    if save_motion is not None:
-        frames.save_motion(save_motion)
+    with ExitStack() as both:
+        if save_motion is not None:
+            frames.save_motion(both.enter_context(written_whole(save_motion, ".npz")))
+        count = write_video(output, _progress(frames, "drawing", len(frames)), frames.audio)
     _done(output, f"{count / FPS:.2f} s, {count} frames")
 
 
@@ -653,9 +639,7 @@ def main() -> None:
 
 def _hush_libraries() -> None:
     """C++ libraries (mediapipe, FFmpeg) log to file descriptor 2: send that nowhere, Python's to a copy."""
-    sys.stderr = os.fdopen(
-        os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace"
-    )
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 

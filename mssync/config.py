@@ -110,6 +110,7 @@ class GeneratorTraining:
     sync_reduction: Literal["sum", "mean"] = "sum"  # over levels: eq. 6, or ref
     random_origin: bool = False  # x_0 of the relative input is any frame of the clip: long runs stay near it (ours)
     average: float = 0.999  # decay of the moving average of the generator that is kept (ours)
+    max_gradient: float | None = None  # norm above which the generator's gradient is scaled down (ours)
     max_minutes: float | None = None  # stop early after this much time
 
 

@@ -11,6 +11,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,11 @@ N_LANDMARKS = 478
 CROP_SCALE = 1.9  # side of the crop in heights of the face: a face of VoxCeleb's proportions
 MIN_CROP_SCALE = 1.35  # a crop is never tighter than this around everything the face reaches
 MAX_FACES = 5
+
+# Detectors look at a picture in 192 pixels, so one that shows no face as a whole is searched in overlapping tiles.
+TILE_PARTS = (2, 4)  # tiles are the longest side over this, one size after the other until a face is found
+MIN_TILE = 256  # pixels: a face found only in smaller tiles has too few to work with
+TILE_CONFIDENCE = 0.7  # higher than for the whole picture: every tile is a chance to take texture for a face
 
 # Mesh indices, "left" and "right" as seen in the picture.
 EYE_CORNERS = (33, 263)
@@ -74,6 +80,7 @@ class FaceMesh:
     """Dense landmarks of the faces in pictures (``mesh(image)``) or along a video (``mesh.track(frames)``)."""
 
     def __init__(self) -> None:
+        self._seen = False  # a face, by any mesh
         with _quiet_stderr(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import mediapipe as mp
@@ -83,11 +90,12 @@ class FaceMesh:
                 static_image_mode=True, refine_landmarks=True, max_num_faces=1, min_detection_confidence=0.3
             )
             # Near faces first; the full-range model finds what is small in the picture.
-            self._detectors = [
+            self._near, self._far = (
                 mp.solutions.face_detection.FaceDetection(model_selection=m, min_detection_confidence=0.5)
                 for m in (0, 1)
-            ]
-            self._still.process(np.zeros((64, 64, 3), np.uint8))
+            )
+            for graph in (self._still, self._near, self._far):
+                _warm_up(graph)
 
     def __call__(self, image: np.ndarray) -> list[Face]:
         """Faces of one picture, the largest first.
@@ -95,45 +103,112 @@ class FaceMesh:
         image: (H, W, 3) uint8 RGB. Every detected face is cut out with room around it and meshed on its own,
         so that faces that are small in a large picture get landmarks as precise as large ones.
         """
-        height, width = image.shape[:2]
-        for detector in self._detectors:
-            faces = []
-            for detection in (detector.process(image).detections or [])[:MAX_FACES]:
-                rel = detection.location_data.relative_bounding_box
-                side = 2.0 * max(rel.width * width, rel.height * height)
-                cx, cy = (rel.xmin + rel.width / 2) * width, (rel.ymin + rel.height / 2) * height
-                faces += self._mesh_inside(image, Box(cx - side / 2, cy - side / 2, side))
+        faces = self._in_whole(image)
+        for parts in TILE_PARTS:
+            side = max(image.shape[:2]) // parts
+            if faces or side < MIN_TILE:
+                break
+            found = [
+                hit
+                for x0, y0 in _tiles(image, side)
+                for hit in _detect(self._far, image[y0 : y0 + side, x0 : x0 + side], x0, y0)
+                if hit[0] >= TILE_CONFIDENCE
+            ]
+            faces = self._meshed(image, found)
+        return faces
+
+    def _in_whole(self, image: np.ndarray) -> list[Face]:
+        """Faces that show in the picture as a whole, the largest first."""
+        for detector in (self._near, self._far):
+            faces = self._meshed(image, _detect(detector, image))
             if faces:
-                return sorted(_distinct(faces), key=lambda face: -face.area)
+                return faces
         return []
+
+    def _meshed(self, image: np.ndarray, found: list[tuple[float, Box]]) -> list[Face]:
+        """Meshes of detections (confidence, box), each face once, the largest first."""
+        boxes: list[Box] = []
+        for _, box in sorted(found, key=lambda hit: -hit[0]):  # overlapping tiles find a face several times
+            if not any(_holds_centre(kept, box) for kept in boxes):
+                boxes.append(box)
+        faces = [face for box in boxes[:MAX_FACES] for face in self._mesh_inside(image, box)]
+        return _distinct(faces)
 
     def _mesh_inside(self, image: np.ndarray, box: Box) -> list[Face]:
         side = int(np.clip(round(box.side), 192, 512))
-        found = self._still.process(crop(image, box, side)).multi_face_landmarks
+        found = self._landmarks(self._still, crop(image, box, side))
         if not found:
             return []
         scale = np.array([box.side, box.side, box.side], np.float32)
         return [Face(_points(found[0]) * scale + np.array([box.x0, box.y0, 0], np.float32))]
 
+    def _landmarks(self, graph: Any, image: np.ndarray) -> Any:
+        """What a mesh finds in a picture; until the first face, which mediapipe warns of, stderr is held back."""
+        with contextlib.nullcontext() if self._seen else _quiet_stderr():
+            found = graph.process(image).multi_face_landmarks
+        self._seen = self._seen or bool(found)
+        return found
+
     def track(self, frames: Iterable[np.ndarray]) -> Iterator[Face | None]:
         """One face (or None) a frame of a video of one speaker; streams.
 
         frames: (H, W, 3) uint8 RGB pictures of one size. Tracking follows the face that it found first;
-        a face that tracking cannot start on (small in the picture) is looked for as in a still.
+        a face that tracking cannot start on (small in the picture) is looked for in the whole frame, as in a
+        still, but not in tiles: a long video without a face would take too long.
         """
         with _quiet_stderr():
             tracker = self._solutions.face_mesh.FaceMesh(
                 static_image_mode=False, refine_landmarks=True, max_num_faces=1
             )
+            _warm_up(tracker)
         with tracker:
             for frame in frames:
-                found = tracker.process(frame).multi_face_landmarks
+                found = self._landmarks(tracker, frame)
                 if found:
                     height, width = frame.shape[:2]
                     yield Face(_points(found[0]) * np.array([width, height, width], np.float32))
                 else:
-                    faces = self(frame)
+                    faces = self._in_whole(frame)
                     yield faces[0] if faces else None
+
+
+def _warm_up(graph: Any) -> None:
+    """Run a graph once while its chatter is held back: part of that comes with the first picture only."""
+    graph.process(np.zeros((64, 64, 3), np.uint8))
+
+
+def _tiles(image: np.ndarray, side: int) -> Iterator[tuple[int, int]]:
+    """Corners (x0, y0) of square tiles that cover a picture (H, W, 3), overlapping by half or more.
+
+    So a face up to half a tile wide lies whole in one of them.
+    """
+    starts = []
+    for length in image.shape[:2]:
+        last = max(length - side, 0)
+        starts.append(np.linspace(0, last, 1 + -(-2 * last // side)).astype(int).tolist())
+    for y0 in starts[0]:
+        for x0 in starts[1]:
+            yield x0, y0
+
+
+def _detect(detector: Any, image: np.ndarray, x0: int = 0, y0: int = 0) -> list[tuple[float, Box]]:
+    """Detections in a picture (H, W, 3) of which (x0, y0) is the corner: confidence, and a box twice the face."""
+    height, width = image.shape[:2]
+    found = []
+    for detection in detector.process(np.ascontiguousarray(image)).detections or []:
+        rel = detection.location_data.relative_bounding_box
+        side = 2.0 * max(rel.width * width, rel.height * height)
+        left = x0 + (rel.xmin + rel.width / 2) * width - side / 2
+        top = y0 + (rel.ymin + rel.height / 2) * height - side / 2
+        found.append((float(detection.score[0]), Box(left, top, side)))
+    return found
+
+
+def _holds_centre(box: Box, other: Box) -> bool:
+    """Whether `other`'s centre lies in the inner half of `box`: in the face that the box was drawn around."""
+    dx = other.x0 + other.side / 2 - box.x0 - box.side / 2
+    dy = other.y0 + other.side / 2 - box.y0 - box.side / 2
+    return max(abs(dx), abs(dy)) < box.side / 4
 
 
 def _points(found: object) -> np.ndarray:
@@ -141,7 +216,7 @@ def _points(found: object) -> np.ndarray:
 
 
 def _distinct(faces: list[Face]) -> list[Face]:
-    """Drop meshes that landed on the same face (two detections of one face overlap)."""
+    """Drop meshes that landed on the same face (two detections of one face overlap); the largest first."""
     kept: list[Face] = []
     for face in sorted(faces, key=lambda f: -f.area):
         centre = face.landmarks[:, :2].mean(0)

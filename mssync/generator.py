@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from mssync.audio import AUDIO_PER_VIDEO, N_FILTERS
 from mssync.config import GeneratorConfig
 from mssync.errors import InputError
 from mssync.pyramid import LEVELS, reflect_index
-from mssync.syncer import Standardize
+from mssync.syncer import AUDIO_LIMIT, Standardize
 
 KERNEL = 7  # of the strided audio convolutions (ref)
 COARSEST = 2 ** (LEVELS - 1)  # video frames that one vector of the coarsest audio level stands for
@@ -107,7 +107,7 @@ class AudioEncoder(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm = Standardize(N_FILTERS)
+        self.norm = Standardize(N_FILTERS, AUDIO_LIMIT)
         # A stage is convolution, norm over one frame's channels, GELU: statistics over time would break streams.
         stages = 2 + LEVELS - 1
         self.convolutions = nn.ModuleList(
@@ -365,5 +365,6 @@ class Generator(nn.Module):
 
 
 def build_generator(config: dict[str, Any]) -> Generator:
-    """The generator of a model file, from the GeneratorConfig stored in it beside the kind of audio features."""
-    return Generator(GeneratorConfig(**{name: value for name, value in config.items() if name != "audio"}))
+    """The generator of a model file, from the GeneratorConfig stored in it (among other things)."""
+    sizes = {field.name for field in fields(GeneratorConfig)}
+    return Generator(GeneratorConfig(**{name: value for name, value in config.items() if name in sizes}))

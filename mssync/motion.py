@@ -92,9 +92,7 @@ def fit_head(reference: np.ndarray, motion: np.ndarray, rigid: Sequence[int]) ->
     return np.concatenate([linear, translation[..., None]], -1)
 
 
-def split(
-    reference: np.ndarray, motion: np.ndarray, rigid: Sequence[int]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def split(reference: np.ndarray, motion: np.ndarray, rigid: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Part a motion into the head's and the expression's.
 
     Returns the head's affine maps A (T, 2, 3) of `fit_head`, and what is left once they are undone, float64:
@@ -183,7 +181,7 @@ def save_motion(path: PathLike, motion: np.ndarray, *, reenactor: str, source_si
 
     Raises InputError when the motion is malformed or the file cannot be written.
     """
-    _check(motion, str(path))
+    check_motion(motion, str(path))
     with written_whole(path, ".npz") as part:
         np.savez_compressed(
             part,
@@ -204,13 +202,14 @@ def load_motion(path: PathLike) -> MotionFile:
             height, width = (int(value) for value in size)
     except (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: not a motion file; make one with `mssync motion`") from error
-    _check(motion, str(path))
+    check_motion(motion, str(path))
     if fps != FPS:
         raise InputError(f"{path}: {fps} frames a second; motion has {FPS}")
     return MotionFile(motion.astype(np.float32), reenactor, (height, width))
 
 
-def _check(motion: np.ndarray, name: str) -> None:
+def check_motion(motion: np.ndarray, name: str) -> None:
+    """Raise InputError, naming `name`, unless motion is (T, 10, 6), T > 0, of finite floating-point numbers."""
     if motion.ndim != 3 or motion.shape[1:] != (KEYPOINTS, VALUES) or len(motion) == 0:
         shape = " × ".join(map(str, motion.shape))
         raise InputError(f"{name}: motion is {shape}, not frames × {KEYPOINTS} × {VALUES}")

@@ -22,6 +22,7 @@ from mssync.pyramid import pyramid
 MOTION_WINDOW = 5  # frames of motion that a syncer sees: 200 ms at level 1
 AUDIO_WINDOW = AUDIO_PER_VIDEO * MOTION_WINDOW  # frames of audio over the same time
 EXPANSION = 4  # of the point-wise layers of a block (ref)
+AUDIO_LIMIT = 4.0  # standard deviations: the log energies of digital silence lie far outside of speech
 STILL = 1e-3  # a coordinate whose deviation is below this fraction of the largest one counts as not moving
 
 
@@ -34,8 +35,9 @@ class Standardize(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, limit: float = float("inf")) -> None:
         super().__init__()
+        self.limit = limit
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("std", torch.ones(size))
 
@@ -45,7 +47,7 @@ class Standardize(nn.Module):
         self.std.copy_(torch.where(std > STILL * std.max(), std, torch.ones_like(std)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.std
+        return ((x - self.mean) / self.std).clamp(-self.limit, self.limit)
 
 
 class ResidualBlock(nn.Module):
@@ -88,7 +90,7 @@ class Syncer(nn.Module):
         super().__init__()
         self.motion_dim = motion_dim
         self.motion_norm = Standardize(motion_dim)
-        self.audio_norm = Standardize(N_FILTERS)
+        self.audio_norm = Standardize(N_FILTERS, AUDIO_LIMIT)
         self.motion_encoder = nn.Sequential(
             nn.Conv1d(motion_dim, width, 3, padding=1),
             *(ResidualBlock(width, dims=1) for _ in range(depth)),

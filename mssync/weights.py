@@ -7,14 +7,13 @@ The metadata of a file holds ``mssync_kind`` (what the weights are: "compact", "
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from mssync.errors import InputError
+from mssync.errors import InputError, written_whole
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 
@@ -33,9 +32,7 @@ def find(name_or_path: str | Path) -> Path:
     if shipped.is_file():
         return shipped
     names = ", ".join(available()) or "none"
-    raise InputError(
-        f"{name_or_path}: no such model file, and no shipped model of that name (shipped: {names})"
-    )
+    raise InputError(f"{name_or_path}: no such model file, and no shipped model of that name (shipped: {names})")
 
 
 def save_model(
@@ -50,24 +47,24 @@ def save_model(
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    path = Path(path)
     tensors = {
         name: (value.to(dtype) if value.is_floating_point() else value).contiguous().cpu()
         for name, value in model.state_dict().items()
     }
+    for name, value in tensors.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise InputError(f"{path}: {name} is not finite (in {str(dtype).split('.')[-1]}); nothing is written")
     metadata = {
         "mssync_kind": kind,
         "config": json.dumps(config, sort_keys=True),
         "training": json.dumps(training or {}, sort_keys=True),
     }
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        save_file(tensors, temporary, metadata)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: cannot write the model file ({error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path, ".safetensors") as temporary:
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:
+            raise InputError(f"{path}: cannot write the model file ({error})") from error
+        temporary.chmod(0o644)  # safetensors makes files that only their owner can read
 
 
 def read_metadata(name_or_path: str | Path) -> dict[str, Any]:
@@ -79,12 +76,13 @@ def read_metadata(name_or_path: str | Path) -> dict[str, Any]:
         with safe_open(path, "pt") as file:
             raw = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{path}: not a safetensors file; see `mssync convert` for public checkpoints"
-        ) from error
+        raise InputError(f"{path}: not a safetensors file; see `mssync convert` for public checkpoints") from error
     if "mssync_kind" not in raw:
         raise InputError(f"{path}: not a model of MS-Sync (no mssync_kind in its metadata)")
-    config, training = json.loads(raw.get("config", "{}")), json.loads(raw.get("training", "{}"))
+    try:
+        config, training = json.loads(raw.get("config", "{}")), json.loads(raw.get("training", "{}"))
+    except ValueError as error:
+        raise InputError(f"{path}: damaged metadata ({error})") from error
     return {"kind": raw["mssync_kind"], "config": config, "training": training}
 
 

@@ -31,9 +31,7 @@ def tone() -> Callable[..., NDArray[np.float32]]:
 
     def make(seconds: float, rate: int, silence: float = 0) -> NDArray[np.float32]:
         time = np.arange(round(seconds * rate)) / rate
-        return np.where(time >= silence, 0.5 * np.sin(2 * np.pi * 440 * (time - silence)), 0).astype(
-            np.float32
-        )
+        return np.where(time >= silence, 0.5 * np.sin(2 * np.pi * 440 * (time - silence)), 0).astype(np.float32)
 
     return make
 

@@ -134,9 +134,7 @@ def test_audio_of_no_use(talker, picture, audio, words) -> None:
         talker.animate(picture, audio)
 
 
-@pytest.mark.parametrize(
-    ("shape", "dtype"), [((50, 50), np.uint8), ((50, 50, 3), float), ((0, 5, 3), np.uint8)]
-)
+@pytest.mark.parametrize(("shape", "dtype"), [((50, 50), np.uint8), ((50, 50, 3), float), ((0, 5, 3), np.uint8)])
 def test_images_of_no_use(talker, shape, dtype) -> None:
     with pytest.raises(InputError, match="uint8"):
         talker.animate(np.zeros(shape, dtype), speech(1))

@@ -49,15 +49,16 @@ def test_late_sound_is_moved_back() -> None:
 def sequence(name: str, frames: int) -> Sequence:
     motion = torch.arange(frames * 60.0).reshape(frames, 60)
     audio = torch.arange(frames * 4.0)[:, None].expand(-1, 26)
-    return Sequence(name, name, "corpus", False, motion, -motion, audio)
+    return Sequence(name, name, "corpus", False, "nobody logfbank", motion, -motion, audio)
 
 
 def test_batches_are_aligned_and_a_function_of_their_number() -> None:
     batches = SequenceBatches([sequence("a", 30), sequence("b", 50)], frames=20, batch=6, seed=3)
-    motion, audio, other = batches(7)
+    motion, audio, other, clips = batches(7)
     assert motion.shape == (6, 20, 60)
     assert audio.shape == (6, 80, 26)
     assert other.shape == (6, 60)
+    assert set(clips.tolist()) <= {0, 1}
     torch.testing.assert_close(audio[:, ::4, 0], motion[:, :, 0] / 60 * 4)
     for one, two in zip(batches(7), batches(7), strict=True):
         assert torch.equal(one, two)
@@ -75,7 +76,7 @@ def test_augmentation_is_one_scale_and_one_shift_an_axis() -> None:
     torch.testing.assert_close(shift, shift[:1].expand_as(shift), atol=1e-5, rtol=0)
     assert shift.abs().max() <= settings.shift
     audio = torch.randn(40, 26)
-    offset = jittered(audio, settings, rng) - audio
+    offset = jittered(audio, float(audio.max() - audio.min()), settings, rng) - audio
     assert offset.std() < 1e-5
     assert offset.abs().max() <= settings.energy * (audio.max() - audio.min()) + 1e-5
 

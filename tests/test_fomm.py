@@ -58,9 +58,7 @@ def rule(name: str, like: Tensor) -> Tensor:
 
 def image(seed: int, size: int = 256) -> Tensor:
     coarse = np.random.RandomState(seed).random_sample((1, 3, 8, 8)).astype("float32")
-    return F.interpolate(torch.from_numpy(coarse), (size, size), mode="bicubic", align_corners=False).clamp(
-        0, 1
-    )
+    return F.interpolate(torch.from_numpy(coarse), (size, size), mode="bicubic", align_corners=False).clamp(0, 1)
 
 
 def random_motion(batch: int, seed: int = 0) -> Tensor:
@@ -88,9 +86,7 @@ def golden() -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def converted(
-    parts: dict[str, dict[str, Tensor]], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Path]:
+def converted(parts: dict[str, dict[str, Tensor]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A checkpoint as the public training code writes it, in the file format of its time, converted."""
     folder = tmp_path_factory.mktemp("fomm")
     extra = {
@@ -215,8 +211,7 @@ def test_reduction_is_a_gaussian_then_every_fourth_pixel() -> None:
     padded = np.pad(picture.numpy().astype("float64"), ((0, 0), (0, 0), (6, 6), (6, 6)))
     kernel = np.outer(bell, bell) / np.outer(bell, bell).sum()
     expected = [
-        [(padded[0, :, y : y + 13, x : x + 13] * kernel).sum((1, 2)) for x in range(0, 32, 4)]
-        for y in range(0, 32, 4)
+        [(padded[0, :, y : y + 13, x : x + 13] * kernel).sum((1, 2)) for x in range(0, 32, 4)] for y in range(0, 32, 4)
     ]
     reduced = fomm.AntiAliasedReduction(3, 4)(picture)[0]
     np.testing.assert_allclose(reduced.permute(1, 2, 0).numpy(), expected, atol=1e-6)
@@ -227,9 +222,7 @@ def test_motion_without_inverse_is_the_users_mistake(small: FOMM) -> None:
         small.render(small.prepare(image(1, 128)), torch.zeros(1, 10, 6))
 
 
-def test_conversion_keeps_every_number(
-    parts: dict[str, dict[str, Tensor]], converted: Path, full: FOMM
-) -> None:
+def test_conversion_keeps_every_number(parts: dict[str, dict[str, Tensor]], converted: Path, full: FOMM) -> None:
     with safe_open(converted, framework="pt") as file:
         assert file.metadata()["mssync_kind"] == "fomm"
     state = full.state_dict()
@@ -255,16 +248,12 @@ def test_wrong_checkpoints(parts: dict[str, dict[str, Tensor]], tmp_path: Path) 
     light = one_tensor_checkpoint(parts)
     without_jacobian = {
         **light,
-        "kp_detector": {
-            name: t for name, t in light["kp_detector"].items() if not name.startswith("jacobian")
-        },
+        "kp_detector": {name: t for name, t in light["kp_detector"].items() if not name.startswith("jacobian")},
     }
     cases = {
         "missing kp_detector.jacobian.weight": without_jacobian,
         "unknown generator.colour": one_tensor_checkpoint(parts, generator={"colour": torch.ones(1)}),
-        "wrong shape of generator.final.bias": one_tensor_checkpoint(
-            parts, generator={"final.bias": torch.ones(4)}
-        ),
+        "wrong shape of generator.final.bias": one_tensor_checkpoint(parts, generator={"final.bias": torch.ones(4)}),
         "no kp_detector in it": {"generator": light["generator"]},
         "no kp_detector and no generator": {"state_dict": {}},
         "SyncNet": {"netcnnaud.0.weight": torch.ones(1), "netcnnlip.0.weight": torch.ones(1)},
@@ -316,8 +305,7 @@ def test_unwritable_outputs(parts: dict[str, dict[str, Tensor]], tmp_path: Path)
 def test_old_checkpoints_without_batch_counters(parts: dict[str, dict[str, Tensor]]) -> None:
     light = one_tensor_checkpoint(parts)
     old = {
-        part: {name: t for name, t in tensors.items() if not name.endswith(COUNTER)}
-        for part, tensors in light.items()
+        part: {name: t for name, t in tensors.items() if not name.endswith(COUNTER)} for part, tensors in light.items()
     }
     assert set(validated(old, Path("old.pth.tar"))) == set(validated(light, Path("new.pth.tar")))
 

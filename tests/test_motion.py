@@ -16,9 +16,7 @@ RIGID = (0, 1, 2, 3, 4)
 def make_motion(seed: int, frames: int = 7) -> tuple[np.ndarray, np.ndarray]:
     """A pose and a plausible motion away from it: a moving head and a moving face."""
     r = np.random.default_rng(seed)
-    pose = np.concatenate(
-        [r.uniform(-0.7, 0.7, (10, 2)), np.eye(2).reshape(4) + 0.2 * r.standard_normal((10, 4))], -1
-    )
+    pose = np.concatenate([r.uniform(-0.7, 0.7, (10, 2)), np.eye(2).reshape(4) + 0.2 * r.standard_normal((10, 4))], -1)
     angle, zoom = r.uniform(-0.5, 0.5, frames), r.uniform(0.8, 1.2, frames)
     turn = np.stack([np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)], -1).reshape(-1, 2, 2)
     turn = turn * zoom[:, None, None]

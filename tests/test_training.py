@@ -24,22 +24,22 @@ CLIPS = 3
 
 def test_contrast_against_loops() -> None:
     g = torch.Generator().manual_seed(0)
-    sounds, moves = (
-        torch.nn.functional.normalize(torch.randn(2, 5, 8, generator=g), dim=-1) for _ in range(2)
-    )
-    positive, negatives = syncer.contrast(sounds, moves, 4, True, g)
+    sounds, moves = (torch.nn.functional.normalize(torch.randn(2, 5, 8, generator=g), dim=-1) for _ in range(2))
+    positive, negatives = syncer.contrast(sounds, moves, None, 4, g)
     for b in range(2):
         for t in range(5):
             row = b * 5 + t
             assert positive[row] == pytest.approx(float(sounds[b, t] @ moves[b, t]), abs=1e-6)
             wanted = sorted(float(sounds[b, t] @ moves[b, n]) for n in range(5) if n != t)
             assert sorted(negatives[row].tolist()) == pytest.approx(wanted, abs=1e-6)
-    _, others = syncer.contrast(sounds, moves, 5, False, g)
+    _, others = syncer.contrast(sounds, moves, torch.tensor([0, 1]), 5, g)
     wanted = sorted(float(sounds[0, 2] @ moves[1, n]) for n in range(5))
     assert sorted(others[2].tolist()) == pytest.approx(wanted, abs=1e-6)
     assert info_nce(positive, negatives) > 0
     with pytest.raises(InputError, match="only 4"):
-        syncer.contrast(sounds, moves, 5, True, g)
+        syncer.contrast(sounds, moves, None, 5, g)
+    with pytest.raises(InputError, match="only 0"):
+        syncer.contrast(sounds, moves, torch.tensor([7, 7]), 1, g)  # one clip twice is not another clip
 
 
 def test_reconstruction_is_equation_14() -> None:
@@ -53,9 +53,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
     """Three short real clips, prepared, with the motion of an untrained reenactor."""
     folder = tmp_path_factory.mktemp("data")
     with (data_dir / "manifest.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["corpus"] == "GRID" and row["split"] == "train"][
-            :CLIPS
-        ]
+        rows = [row for row in csv.DictReader(file) if row["corpus"] == "GRID" and row["split"] == "train"][:CLIPS]
     with (folder / "manifest.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()

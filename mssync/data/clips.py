@@ -61,14 +61,15 @@ def read_clips(folder: str | Path, split: str) -> list[Clip]:
     folder = Path(folder)
     index = folder / "index.csv"
     if not index.is_file():
-        raise InputError(
-            f"{folder}: no index.csv; make this folder with `mssync preprocess SOURCE -o {folder}`"
-        )
+        raise InputError(f"{folder}: no index.csv; make this folder with `mssync preprocess SOURCE -o {folder}`")
     with index.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == split]
     if not rows:
         raise InputError(f"{folder}: no clips of the split {split!r} in index.csv")
-    return [Clip(folder, _entry(row)) for row in rows]
+    try:
+        return [Clip(folder, _entry(row)) for row in rows]
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{index}: damaged ({error}); remove it and run `mssync preprocess` again") from error
 
 
 def _entry(row: dict[str, str]) -> Entry:

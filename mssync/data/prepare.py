@@ -17,7 +17,7 @@ from __future__ import annotations
 import csv
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -26,15 +26,16 @@ from typing import Any
 import numpy as np
 
 from mssync.audio import load_audio
-from mssync.errors import InputError
+from mssync.errors import InputError, written_whole
 from mssync.faces import Box, Face, FaceMesh, crop, crop_box
 from mssync.video import FPS, VideoReader
 
 SIZE = 256  # side of the prepared frames, in pixels
 JPEG_QUALITY = 95
+VIDEOS = {".mp4", ".mov", ".webm", ".mkv", ".avi", ".m4v"}
 MIN_FRAMES = 2 * FPS
 MAX_MISSING = 0.1  # share of frames without a found face above which a clip is dropped
-STABILISED = ("vico",)  # corpora whose clips follow the face: lips are real, head motion is not
+STABILISED = ("ViCo",)  # corpora whose clips follow the face: lips are real, head motion is not
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def prepare(source: str | Path, out: str | Path, workers: int | None = None) -> 
 
     Returns counts: kept, and one count for each reason of dropping. Raises InputError when there is nothing to read.
     """
-    jobs, out = list(_jobs(Path(source))), Path(out)
+    jobs, out = _jobs(Path(source)), Path(out)
     out.mkdir(parents=True, exist_ok=True)
     counts: dict[str, int] = {}
     entries: list[Entry] = []
@@ -84,30 +85,41 @@ def prepare(source: str | Path, out: str | Path, workers: int | None = None) -> 
                 warnings.warn(f"dropped: {error}", stacklevel=1)
             counts[reason] = counts.get(reason, 0) + 1
             if frames:
-                stabilised = any(mark in job.name.lower() for mark in STABILISED)
+                stabilised = job.corpus in STABILISED
                 source_name = str(job.path)
-                entries.append(
-                    Entry(job.name, job.split, job.identity, job.corpus, frames, stabilised, source_name)
-                )
+                entries.append(Entry(job.name, job.split, job.identity, job.corpus, frames, stabilised, source_name))
     write_index(out, entries)
     return counts
 
 
-def _jobs(source: Path) -> Iterator[_Job]:
+def _jobs(source: Path) -> list[_Job]:
     manifest = source / "manifest.csv" if source.is_dir() else source
     if manifest.suffix == ".csv" and manifest.is_file():
-        with manifest.open(newline="") as file:
-            for row in csv.DictReader(file):
-                path = manifest.parent / row["file"]
-                yield _Job(path, path.stem, row["split"], row["identity"], row["corpus"])
-    elif source.is_dir():
-        videos = sorted(p for p in source.rglob("*") if p.suffix.lower() in {".mp4", ".mov", ".webm", ".mkv"})
-        if not videos:
-            raise InputError(f"{source}: no manifest.csv and no videos in this folder")
-        for path in videos:
-            yield _Job(path, path.stem, "train", path.stem, source.name)
-    else:
+        return _listed(manifest)
+    if not source.is_dir():
         raise InputError(f"{source}: give a folder of videos or a manifest.csv")
+    videos = sorted(p for p in source.rglob("*") if p.suffix.lower() in VIDEOS)
+    if not videos:
+        raise InputError(f"{source}: no manifest.csv and no videos in this folder")
+    # id1/00001.mp4 and id2/00001.mp4 are two clips
+    names = ["_".join(path.relative_to(source).with_suffix("").parts) for path in videos]
+    return [_Job(path, name, "train", name, source.name) for path, name in zip(videos, names, strict=True)]
+
+
+def _listed(manifest: Path) -> list[_Job]:
+    with manifest.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    missing = {"file", "split", "identity", "corpus"} - set(rows[0] if rows else ())
+    if missing:
+        raise InputError(f"{manifest}: no rows, or no column {', '.join(sorted(missing))}")
+    paths = [manifest.parent / row["file"] for row in rows]
+    names = [path.stem for path in paths]
+    if len(set(names)) < len(names):  # the same file name in several folders
+        names = ["_".join(Path(row["file"]).with_suffix("").parts) for row in rows]
+    return [
+        _Job(path, name, row["split"], row["identity"], row["corpus"])
+        for path, name, row in zip(paths, names, rows, strict=True)
+    ]
 
 
 def _progress(futures: Iterable[Any], total: int) -> Iterable[Any]:
@@ -127,18 +139,19 @@ def _prepare_clip(job: _Job, out: Path) -> int:
         with np.load(target) as data:
             return len(data["offsets"]) - 1
     _mesh = _mesh or FaceMesh()
-    frames = list(VideoReader(job.path))
-    if len(frames) < MIN_FRAMES:
-        raise InputError(f"{job.path}: shorter than {MIN_FRAMES / FPS:g} s")
-    points = fill_gaps(list(_mesh.track(frames)))
+    reader = VideoReader(job.path)
+    points = fill_gaps(list(_mesh.track(reader)))
     if points is None:
         raise InputError(f"{job.path}: no face in more than {MAX_MISSING:.0%} of the frames")
-    height, width = frames[0].shape[:2]
-    box = crop_box([Face(p) for p in points], width, height)
+    if len(points) < MIN_FRAMES:
+        raise InputError(f"{job.path}: shorter than {MIN_FRAMES / FPS:g} s")
+    box = crop_box([Face(p) for p in points], reader.width, reader.height)
     centred = (points - np.array([box.x0, box.y0, 0], np.float32)) / box.side
     landmarks = centred * 2 - np.array([1, 1, 0], np.float32)
-    _write_clip(out, job.name, [crop(f, box, SIZE) for f in frames], landmarks, load_audio(job.path), box)
-    return len(frames)
+    waveform = load_audio(job.path)
+    # A second pass over the file: its frames at full size may not fit into memory.
+    _write_clip(out, job.name, (crop(frame, box, SIZE) for frame in reader), landmarks, waveform, box)
+    return len(points)
 
 
 def fill_gaps(faces: list[Face | None]) -> np.ndarray | None:
@@ -155,27 +168,28 @@ def fill_gaps(faces: list[Face | None]) -> np.ndarray | None:
     return known[left] * (1 - weight) + known[right] * weight
 
 
-def _write_clip(out: Path, name: str, frames: list, landmarks: np.ndarray, waveform: np.ndarray, box: Box) -> None:
+def _write_clip(
+    out: Path, name: str, frames: Iterable[np.ndarray], landmarks: np.ndarray, waveform: np.ndarray, box: Box
+) -> None:
     import cv2
 
-    quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-    blobs = [cv2.imencode(".jpg", frame[..., ::-1], quality)[1].tobytes() for frame in frames]
-    (out / f"{name}.jpgs").write_bytes(b"".join(blobs))
-    temporary = out / f".{name}.part.npz"
-    np.savez(
-        temporary,
-        offsets=np.cumsum([0] + [len(b) for b in blobs]),
-        landmarks=landmarks.astype(np.float16),
-        waveform=np.rint(np.clip(waveform, -1, 1) * 32767).astype(np.int16),
-        box=np.array([box.x0, box.y0, box.side], np.float32),
-    )
-    os.replace(temporary, out / f"{name}.npz")  # last: a clip exists when its .npz does
+    offsets, quality = [0], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+    with written_whole(out / f"{name}.jpgs", ".jpgs") as temporary, temporary.open("wb") as file:
+        for frame in frames:
+            offsets.append(offsets[-1] + file.write(cv2.imencode(".jpg", frame[..., ::-1], quality)[1].tobytes()))
+    with written_whole(out / f"{name}.npz", ".npz") as temporary:  # last: a clip exists when its .npz does
+        np.savez(
+            temporary,
+            offsets=np.array(offsets),
+            landmarks=landmarks.astype(np.float16),
+            waveform=np.rint(np.clip(waveform, -1, 1) * 32767).astype(np.int16),
+            box=np.array([box.x0, box.y0, box.side], np.float32),
+        )
 
 
 def write_index(folder: Path, entries: list[Entry]) -> None:
-    temporary = folder / ".index.part.csv"
-    with temporary.open("w", newline="") as file:
+    """Write index.csv, sorted by name."""
+    with written_whole(folder / "index.csv", ".csv") as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, [f.name for f in fields(Entry)])
         writer.writeheader()
         writer.writerows(asdict(e) for e in sorted(entries, key=lambda e: e.name))
-    os.replace(temporary, folder / "index.csv")

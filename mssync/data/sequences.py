@@ -8,7 +8,6 @@ and keeps the result beside the clip as ``NAME.motion.npz``: motion, mirrored (T
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +18,9 @@ from torch import Tensor
 from mssync.audio import AUDIO_PER_VIDEO, features
 from mssync.config import AugmentationConfig
 from mssync.data.clips import Clip, read_clips
-from mssync.errors import InputError
+from mssync.errors import InputError, written_whole
 from mssync.motion import smooth
-from mssync.reenact import Reenactor
+from mssync.reenact import Reenactor, motion_space
 
 SPLITS = ("train", "val", "test")
 OFFSETS = "offsets.json"
@@ -29,12 +28,16 @@ OFFSETS = "offsets.json"
 
 @dataclass
 class Sequence:
-    """One clip as the method sees it: motion, mirrored (T, 60), audio (4T, 26)."""
+    """One clip as the method sees it: motion, mirrored (T, 60), audio (4T, 26).
+
+    made_by: the motion space (see `reenact.motion_space`) and the kind of audio features.
+    """
 
     name: str
     identity: str
     corpus: str
     stabilised: bool
+    made_by: str
     motion: Tensor
     mirrored: Tensor
     audio: Tensor
@@ -44,13 +47,14 @@ class Sequence:
 
 
 def extract(folder: str | Path, reenactor: Reenactor, audio_kind: str, batch: int = 32) -> None:
-    """Write NAME.motion.npz for every clip of a prepared folder that does not have one yet."""
+    """Write NAME.motion.npz for every clip of a prepared folder that has none of this detector and audio kind."""
     from rich.progress import track
 
     clips = [clip for split in SPLITS for clip in _clips(folder, split)]
+    made_by = f"{motion_space(reenactor)} {audio_kind}"
     for clip in track(clips, "extracting motion"):
         target = Path(folder) / f"{clip.entry.name}.motion.npz"
-        if target.exists():
+        if target.exists() and _made_by(target) == made_by:
             continue
         motion, mirrored = [], []
         for start in range(0, len(clip), batch):
@@ -60,14 +64,14 @@ def extract(folder: str | Path, reenactor: Reenactor, audio_kind: str, batch: in
                 motion.append(reenactor.keypoints(images))
                 mirrored.append(reenactor.keypoints(images.flip(3)))
         audio = features(torch.from_numpy(clip.waveform), audio_kind, len(clip))
-        temporary = target.with_name(f".{target.name}.part.npz")
-        np.savez(
-            temporary,
-            motion=torch.cat(motion).numpy(),
-            mirrored=torch.cat(mirrored).numpy(),
-            audio=audio.numpy(),
-        )
-        os.replace(temporary, target)
+        arrays = {"motion": torch.cat(motion).numpy(), "mirrored": torch.cat(mirrored).numpy()}
+        with written_whole(target, ".npz") as temporary:
+            np.savez(temporary, audio=audio.numpy(), made_by=np.array(made_by), **arrays)
+
+
+def _made_by(path: Path) -> str:
+    with np.load(path) as data:
+        return str(data["made_by"])
 
 
 def _clips(folder: str | Path, split: str) -> list[Clip]:
@@ -94,23 +98,28 @@ def read_sequences(folder: str | Path, split: str, min_frames: int, taps: int = 
             raise InputError(f"{path}: missing; run `mssync extract` on this folder first")
         with np.load(path) as data:
             motion, mirrored = (smooth(data[key], taps).reshape(-1, 60) for key in ("motion", "mirrored"))
-            audio = data["audio"]
+            audio, made_by = data["audio"], str(data["made_by"])
         late = int(offsets.get(clip.entry.name, 0))
         motion, mirrored, audio = _aligned(motion, mirrored, audio, late)
         if len(motion) >= min_frames:
-            tensors = (
-                torch.from_numpy(np.ascontiguousarray(x, np.float32)) for x in (motion, mirrored, audio)
-            )
+            tensors = (torch.from_numpy(np.ascontiguousarray(x, np.float32)) for x in (motion, mirrored, audio))
             entry = clip.entry
-            found.append(Sequence(entry.name, entry.identity, entry.corpus, entry.stabilised, *tensors))
+            found.append(Sequence(entry.name, entry.identity, entry.corpus, entry.stabilised, made_by, *tensors))
     if not found:
         raise InputError(f"{folder}: no clip of the split {split!r} has {min_frames} frames or more")
     return found
 
 
-def _aligned(
-    motion: np.ndarray, mirrored: np.ndarray, audio: np.ndarray, late: int
-) -> tuple[np.ndarray, ...]:
+def validation_batches(
+    folder: str | Path, train: list[Sequence], frames: int, batch: int, count: int, taps: int
+) -> list[tuple[Tensor, ...]]:
+    """Fixed batches of the `val` split; of `train` where a folder has no other."""
+    sequences = read_sequences(folder, "val", frames, taps) if _clips(folder, "val") else train
+    batches = SequenceBatches(sequences, frames, batch, seed=12345)
+    return [batches(n) for n in range(count)]
+
+
+def _aligned(motion: np.ndarray, mirrored: np.ndarray, audio: np.ndarray, late: int) -> tuple[np.ndarray, ...]:
     if late > 0:
         return motion[:-late], mirrored[:-late], audio[AUDIO_PER_VIDEO * late :]
     if late < 0:
@@ -140,17 +149,19 @@ class SequenceBatches:
         if not self.identities:
             raise InputError(f"no clip is {frames} frames long; use longer clips")
         self.names = sorted(self.identities)
+        self.numbers = {s.name: i for i, s in enumerate(sequences)}
         # an identity's weight grows with the root of its footage: variety without repeating a short clip too often
         lengths = np.array([sum(len(s) for s in self.identities[name]) for name in self.names], float)
         self.weights = np.sqrt(lengths) / np.sqrt(lengths).sum()
 
-    def __call__(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Batch n: motion (B, frames, 60), audio (B, 4 * frames, 26), and another frame of each clip (B, 60)."""
+    def __call__(self, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Batch n: motion (B, frames, 60), audio (B, 4 * frames, 26), another frame of each clip (B, 60), and
+        the clips' numbers (B,)."""
         rng = np.random.default_rng((self.seed, n))
-        motions, audios, others = zip(*(self._piece(rng) for _ in range(self.batch)), strict=True)
-        return torch.stack(motions), torch.stack(audios), torch.stack(others)
+        motions, audios, others, clips = zip(*(self._piece(rng) for _ in range(self.batch)), strict=True)
+        return torch.stack(motions), torch.stack(audios), torch.stack(others), torch.tensor(clips)
 
-    def _piece(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def _piece(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, int]:
         owned = self.identities[self.names[rng.choice(len(self.names), p=self.weights)]]
         lengths = np.array([len(s) for s in owned], float)
         sequence = owned[rng.choice(len(owned), p=lengths / lengths.sum())]
@@ -161,8 +172,9 @@ class SequenceBatches:
         motion = torch.cat([whole[start : start + self.frames], whole[other : other + 1]])
         audio = sequence.audio[AUDIO_PER_VIDEO * start : AUDIO_PER_VIDEO * (start + self.frames)]
         if settings is not None:
-            motion, audio = augmented(motion, settings, rng), jittered(audio, settings, rng)
-        return motion[:-1], audio, motion[-1]
+            reach = float(sequence.audio.max() - sequence.audio.min())
+            motion, audio = augmented(motion, settings, rng), jittered(audio, reach, settings, rng)
+        return motion[:-1], audio, motion[-1], self.numbers[sequence.name]
 
 
 def augmented(motion: Tensor, settings: AugmentationConfig, rng: np.random.Generator) -> Tensor:
@@ -173,7 +185,6 @@ def augmented(motion: Tensor, settings: AugmentationConfig, rng: np.random.Gener
     return scaled + shift.flatten()
 
 
-def jittered(audio: Tensor, settings: AugmentationConfig, rng: np.random.Generator) -> Tensor:
-    """Log energies (4T, 26) moved by one offset within a share of their range (*ref*)."""
-    reach = float(audio.max() - audio.min())
+def jittered(audio: Tensor, reach: float, settings: AugmentationConfig, rng: np.random.Generator) -> Tensor:
+    """Log energies (4T, 26) moved by one offset within a share of `reach`, the range of their clip (*ref*)."""
     return audio + float(rng.uniform(-settings.energy, settings.energy)) * reach

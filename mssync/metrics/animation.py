@@ -82,7 +82,7 @@ def evaluate_all(
 
 
 def summary(rows: list[AnimationFigures]) -> dict[str, float]:
-    """Means over videos (nan left out), and the share of videos that follow their speech better than shifted speech."""
+    """Means over videos (nan left out), and the shares of videos that follow their speech as they should."""
     names = [f.name for f in fields(AnimationFigures) if f.name not in ("image", "audio")]
     means = {name: float(np.nanmean([getattr(row, name) for row in rows])) for name in names}
     means["share_r_above_shuffled"] = float(np.mean([row.r > row.r_shuffled for row in rows]))
@@ -100,7 +100,9 @@ def evaluate(
     names: dict[str, Any] = {"image": image, "audio": audio, "frames": len(faces), "found": float(found.mean())}
     names["border"] = _border(kept)
     if found.sum() < MIN_FOUND:
-        nothing: dict[str, Any] = dict.fromkeys(("r", "r_shuffled", "open_loud", "open_quiet", "yaw", "pitch", "roll"), float("nan"))
+        nothing: dict[str, Any] = dict.fromkeys(
+            ("r", "r_shuffled", "open_loud", "open_quiet", "yaw", "pitch", "roll"), float("nan")
+        )
         return AnimationFigures(**(names | nothing)), _sheet(kept)
     marks = np.stack([face.landmarks for face in faces if face is not None])
     opening, level = mouth_opening(marks), loudness(waveform, len(faces))[found]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -105,9 +104,7 @@ def _followed(reenactor: Reenactor, clip: Clip, mesh: FaceMesh) -> dict[str, flo
         return {"r_mouth": 0.0, "r_eyes": 0.0, "r_yaw": 0.0, "r_pitch": 0.0, "followed": share}
     driving = measures(clip.landmarks[list(times)][found])
     output = measures(np.stack([faces[i].landmarks for i in found]))  # type: ignore[union-attr]
-    return {f"r_{k}": correlation(driving[k], output[k], MIN_SPREAD[k]) for k in MIN_SPREAD} | {
-        "followed": share
-    }
+    return {f"r_{k}": correlation(driving[k], output[k], MIN_SPREAD[k]) for k in MIN_SPREAD} | {"followed": share}
 
 
 def measures(landmarks: np.ndarray) -> dict[str, np.ndarray]:
@@ -126,8 +123,3 @@ def correlation(wanted: np.ndarray, have: np.ndarray, min_spread: float = 0.0) -
     if np.std(wanted) <= min_spread:
         return float("nan")
     return float(np.corrcoef(wanted, have)[0, 1]) if np.std(have) > 0 else 0.0
-
-
-def table(figures: list[ClipFigures]) -> list[dict[str, Any]]:
-    """One row a clip, ready for printing or CSV."""
-    return [{f.name: getattr(row, f.name) for f in fields(ClipFigures)} for row in figures]

@@ -6,13 +6,27 @@ Two models share one interface: ``fomm`` is the first-order motion model exactly
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, Protocol
 
 from torch import Tensor
 
 N_KEYPOINTS = 10
 N_VALUES = 6  # x, y, then the Jacobian row by row
+DETECTORS = ("detector", "kp_detector")  # names of the keypoint detectors in the models
 SIZE = 256  # pictures are SIZE × SIZE, float in [0, 1]
+
+
+def motion_space(reenactor: Any) -> str:
+    """Which motion a reenactor speaks: a digest of its keypoint detector's weights.
+
+    Motion, and generators trained on it, belong to one detector; the rest of a reenactor may be trained on.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(reenactor.state_dict().items()):
+        if name.split(".")[0] in DETECTORS and value.is_floating_point():
+            digest.update(value.half().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 class Reenactor(Protocol):

@@ -8,8 +8,11 @@ resolution, are blended with the generated ones, so that detail survives.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +20,25 @@ from torch import Tensor, nn
 
 from mssync.reenact import N_KEYPOINTS
 
+T = TypeVar("T")
+
 DETECTOR_SIZE = 128  # pictures are brought to this side for the keypoint detector
 MOTION_SIZE = 64  # side of the dense motion field
 HEATMAP_VARIANCE = 0.01  # of the Gaussian that marks a keypoint, in coordinates of [-1, 1] (as FOMM)
 TEMPERATURE = 0.1  # of the soft-argmax (as FOMM)
 MIN_DETERMINANT = 0.05  # a flatter driving Jacobian is not inverted further
 RIGID = (0, 1, 2, 3, 4, 5)  # eyes, nose, cheeks, forehead: see guidance.ANCHORS
+
+
+def exact_geometry(function: Callable[..., T]) -> Callable[..., T]:
+    """Run in float32 whatever autocast says: in bfloat16 a coordinate near 1 is half a pixel coarse."""
+
+    @wraps(function)
+    def exact(*tensors: Tensor) -> T:
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            return function(*(tensor.float() for tensor in tensors))
+
+    return exact
 
 
 def coordinate_grid(size: int, like: Tensor) -> Tensor:
@@ -114,13 +130,17 @@ class KeypointDetector(nn.Module):
         if image.shape[-1] != DETECTOR_SIZE:
             image = F.interpolate(image, size=(DETECTOR_SIZE,) * 2, mode="area")
         features = self.hourglass(self.stem(image * 2 - 1))
-        heat = self.heatmap(features).float().flatten(2)  # (B, 10, h*w)
-        weight = (heat / TEMPERATURE).softmax(-1)
-        grid = coordinate_grid(features.shape[-1], image).reshape(-1, 2)
-        jacobian = self.jacobian(features).float().unflatten(1, (N_KEYPOINTS, 4)).flatten(3)
-        values = torch.einsum("bkn,bkjn->bkj", weight, jacobian)
-        identity = torch.eye(2, device=image.device).flatten()
-        return torch.cat([weight @ grid, identity + values], -1)
+        return read_keypoints(self.heatmap(features), self.jacobian(features))
+
+
+@exact_geometry
+def read_keypoints(heat: Tensor, jacobian: Tensor) -> Tensor:
+    """Soft-argmax: heat (B, 10, h, w) and Jacobian maps (B, 40, h, w) -> (B, 10, 6)."""
+    grid = coordinate_grid(heat.shape[-1], heat).reshape(-1, 2)
+    weight = (heat.flatten(2) / TEMPERATURE).softmax(-1)  # (B, 10, h*w)
+    values = torch.einsum("bkn,bkjn->bkj", weight, jacobian.unflatten(1, (N_KEYPOINTS, 4)).flatten(3))
+    identity = torch.eye(2, device=heat.device).flatten()
+    return torch.cat([weight @ grid, identity + values], -1)
 
 
 class DenseMotion(nn.Module):
@@ -149,6 +169,7 @@ class DenseMotion(nn.Module):
         return offset, self.occlusion(features).float().sigmoid(), features
 
     @staticmethod
+    @exact_geometry
     def sparse_offsets(source: Tensor, driving: Tensor) -> Tensor:
         """Where each local affine motion fetches its pixels, minus where it puts them; the first is background, 0.
 

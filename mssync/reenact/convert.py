@@ -60,9 +60,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             message = "not a PyTorch checkpoint, or a damaged one"
         raise InputError(f"{path}: {message}; {EXPECTED}") from error
     if not isinstance(checkpoint, dict):
-        raise InputError(
-            f"{path}: holds a {type(checkpoint).__name__}, not a dictionary of models; {EXPECTED}"
-        )
+        raise InputError(f"{path}: holds a {type(checkpoint).__name__}, not a dictionary of models; {EXPECTED}")
     return checkpoint
 
 

@@ -17,9 +17,7 @@ from torch import Tensor, nn
 
 from mssync.errors import InputError
 
-KEYPOINT_VARIANCE = (
-    0.01  # of the Gaussians drawn around keypoints, in squared coordinates ([-1, 1] across the image)
-)
+KEYPOINT_VARIANCE = 0.01  # of the Gaussians drawn around keypoints, in squared coordinates ([-1, 1] across the image)
 HEAD_KERNEL = 7  # every convolution that reads or writes images, heat maps, masks; the others are 3x3
 
 
@@ -133,9 +131,7 @@ class KeypointDetector(nn.Module):
         super().__init__()
         self.temperature = config.kp_temperature
         self.down = AntiAliasedReduction(config.num_channels, config.reduction)
-        self.predictor = Hourglass(
-            config.num_channels, config.kp_expansion, config.kp_max_features, config.kp_blocks
-        )
+        self.predictor = Hourglass(config.num_channels, config.kp_expansion, config.kp_max_features, config.kp_blocks)
         channels = self.predictor.out_channels
         # No padding: heat maps lose 3 cells a side, and [-1, 1] spans what remains.
         self.kp = nn.Conv2d(channels, config.num_kp, HEAD_KERNEL)
@@ -188,9 +184,7 @@ class OcclusionAwareGenerator(nn.Module):
     def __init__(self, config: FOMMConfig) -> None:
         super().__init__()
         self.dense_motion_network = DenseMotion(config)
-        widths = channel_widths(
-            config.generator_expansion, config.generator_max_features, config.generator_down_blocks
-        )
+        widths = channel_widths(config.generator_expansion, config.generator_max_features, config.generator_down_blocks)
         self.first = ConvBlock(config.num_channels, widths[0], HEAD_KERNEL)
         self.down_blocks = nn.ModuleList(ConvBlock(a, b) for a, b in pairwise(widths))
         self.bottleneck = nn.Sequential()
@@ -231,9 +225,7 @@ def candidate_warps(grid: Tensor, source: Tensor, driving: Tensor) -> Tensor:
     """
     inverse, failed = torch.linalg.inv_ex(driving[..., 2:].unflatten(-1, (2, 2)))
     if failed.any():
-        raise InputError(
-            "the motion has a keypoint whose Jacobian cannot be inverted: check that it holds no zeros"
-        )
+        raise InputError("the motion has a keypoint whose Jacobian cannot be inverted: check that it holds no zeros")
     linear = source[..., 2:].unflatten(-1, (2, 2)) @ inverse
     offset = grid - driving[..., None, None, :2]
     moved = torch.einsum("bkij,bkhwj->bkhwi", linear, offset) + source[..., None, None, :2]

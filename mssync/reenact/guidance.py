@@ -127,7 +127,5 @@ def fit_canonical(meshes: np.ndarray, mirror: np.ndarray, rounds: int = 3) -> np
         mean = np.einsum("npi,nij->npj", shapes, u @ vt).mean(0)
         mean = mean / np.linalg.norm(mean)
     mean = (mean + mean[mirror] * np.array([-1, 1])) / 2
-    place = np.array(
-        [0.0, meshes[..., 1].mean()]
-    )  # on the vertical axis of the crop, as high as faces are in it
+    place = np.array([0.0, meshes[..., 1].mean()])  # on the vertical axis of the crop, as high as faces are in it
     return (mean * float(size.mean()) + place).astype(np.float32).reshape(N_LANDMARKS, 2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,19 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mssync.errors import InputError
-
-CHECKPOINT = "last.pt"
+from mssync.errors import InputError, written_whole
 
 
 class Run:
-    """A run folder: ``last.pt`` (everything to go on exactly), TensorBoard events, a clock.
+    """A run folder: ``NAME.pt`` (everything to go on exactly), TensorBoard events, a clock.
 
-    max_minutes limits this call, not the whole run: a stopped run goes on where it was when started again.
+    name: of the model; runs of several models can share a folder. max_minutes limits this call, not the whole
+    run: a stopped run goes on where it was when started again. Of several processes only the first one writes.
     """
 
-    def __init__(self, folder: str | Path, max_minutes: float | None) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, name: str, max_minutes: float | None, fabric: Any) -> None:
+        self.folder, self.name, self.fabric = Path(folder), name, fabric
+        self.checkpoint = self.folder / f"{name}.pt"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -32,17 +31,28 @@ class Run:
         self._writer: Any = None
         self._shown = 0.0
 
-    def load(self) -> dict[str, Any] | None:
-        """The last checkpoint, or None for a new run."""
-        path = self.folder / CHECKPOINT
-        if not path.exists():
-            return None
-        return torch.load(path, map_location="cpu", weights_only=True)
+    def restore(self, parts: dict[str, Any]) -> dict[str, Any]:
+        """Load the last checkpoint into parts (name: module or optimizer) and return its numbers; {} for a new run.
 
-    def save(self, state: dict[str, Any]) -> None:
-        temporary = self.folder / f".{CHECKPOINT}.part"
-        torch.save(state, temporary)
-        os.replace(temporary, self.folder / CHECKPOINT)
+        Raises InputError when the checkpoint is damaged or of another configuration.
+        """
+        if not self.checkpoint.exists():
+            return {}
+        try:
+            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            for name, part in parts.items():
+                part.load_state_dict(state.pop(name))
+        except Exception as error:  # whatever a damaged archive or other sizes raise
+            raise InputError(
+                f"{self.checkpoint}: damaged, or of another configuration; remove it or give a new --run"
+            ) from error
+        return state
+
+    def save(self, parts: dict[str, Any], **numbers: float) -> None:
+        """Write the checkpoint that `restore` reads."""
+        if self.fabric.is_global_zero:
+            with written_whole(self.checkpoint, ".pt") as temporary:
+                torch.save({name: part.state_dict() for name, part in parts.items()} | numbers, temporary)
 
     def steps(self, start: int, stop: int) -> Iterator[int]:
         """Step numbers from start until stop, the end of the time, or Ctrl-C (the step under way is finished)."""
@@ -54,18 +64,26 @@ class Run:
         before = signal.signal(signal.SIGINT, lambda *_: stopped.set()) if main else None
         try:
             for step in range(start, stop):
-                if stopped.is_set() or time.monotonic() > self.deadline:
+                if self._any(stopped.is_set() or time.monotonic() > self.deadline):
                     return
                 yield step
         finally:
             if main:
                 signal.signal(signal.SIGINT, before)
 
+    def _any(self, stop: bool) -> bool:
+        """Whether any process wants to stop: all must leave the loop at the same step."""
+        if self.fabric.world_size == 1:
+            return stop
+        return bool(self.fabric.all_reduce(torch.tensor(float(stop)), reduce_op="max") > 0)
+
     def log(self, step: int, values: dict[str, float], every: float = 15.0) -> None:
         """Scalars to TensorBoard, and a line on the console at most every so many seconds."""
+        if not self.fabric.is_global_zero:
+            return
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = self._writer or SummaryWriter(str(self.folder))
+        self._writer = self._writer or SummaryWriter(str(self.folder / "events" / self.name))
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
         if time.monotonic() - self._shown > every:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mssync.config import Config
-from mssync.data.sequences import Sequence, SequenceBatches, read_sequences
+from mssync.data.sequences import Sequence, SequenceBatches, read_sequences, validation_batches
 from mssync.discriminator import (
     FrameDiscriminator,
     SequenceDiscriminator,
@@ -19,13 +19,13 @@ from mssync.discriminator import (
 )
 from mssync.errors import InputError
 from mssync.generator import Generator
+from mssync.pyramid import LEVELS
 from mssync.syncer import SynchronyLoss
 from mssync.training.common import Average, Run
 from mssync.weights import load_model, save_model
 
 VALIDATE_EVERY = 250  # steps
 VALIDATION_BATCHES = 4
-MAX_GRADIENT = 1.0  # norm
 
 
 @dataclass
@@ -61,17 +61,19 @@ def train(
     from lightning.fabric import Fabric
 
     settings = config.generator_training
-    fabric = Fabric(accelerator="auto", devices="auto")
+    fabric = Fabric()
     fabric.launch()
-    run = Run(run_dir, max_minutes or settings.max_minutes)
+    run = Run(run_dir, "generator", max_minutes or settings.max_minutes, fabric)
     torch.manual_seed(0)
     sequences = read_sequences(data, "train", settings.frames, config.augmentation.smooth)
     parts = _build(config, sequences, load_syncers(syncers, settings.sync_reduction))
-    start = _restore(run, parts)
+    start = int(run.restore(_stored(parts)).get("step", 0))
     parts = _distribute(fabric, parts)
     moving = [s for s in sequences if not s.stabilised]  # a stabilised clip has no head motion to learn from
     batches = SequenceBatches(moving, settings.frames, settings.batch, 0, config.augmentation)
-    checks = _validation(data, config, sequences)
+    checks = validation_batches(
+        data, sequences, settings.frames, settings.batch, VALIDATION_BATCHES, config.augmentation.smooth
+    )
     total, done = settings.iterations + settings.decay_iterations, start
     for step in run.steps(start, total):
         rate = 1.0 if step < settings.iterations else settings.decay
@@ -83,19 +85,24 @@ def train(
         run.log(step, values)
         if done % VALIDATE_EVERY == 0:
             run.log(step, _validate(parts, checks), every=0)
-            _save(run, parts, config, done)
-    _save(run, parts, config, done, _validate(parts, checks))
+            _save(run, parts, config, done, sequences[0].made_by)
+    _save(run, parts, config, done, sequences[0].made_by, _validate(parts, checks))
     return run.folder / "generator.safetensors"
 
 
 def load_syncers(folder: str | Path, reduction: str) -> SynchronyLoss:
-    """The frozen pyramid from a folder with syncer1, syncer2, … Raises InputError when there is none."""
-    files = sorted(Path(folder).glob("syncer[1-9].safetensors"))
-    if not files:
+    """The frozen pyramid from a folder with syncer1, syncer2, … (syncer1 alone: the single-scale loss).
+
+    Raises InputError when there is none, or a gap.
+    """
+    present = [level for level in range(1, LEVELS + 1) if (Path(folder) / f"syncer{level}.safetensors").is_file()]
+    if not present or present != list(range(1, present[-1] + 1)):
+        missing = next(level for level in range(1, LEVELS + 1) if level not in present)
         raise InputError(
-            f"{folder}: no syncer1.safetensors here; train syncers with `mssync train syncer --level 1`"
+            f"{folder}: no syncer{missing}.safetensors here; train it with `mssync train syncer --level {missing}`"
         )
-    return SynchronyLoss([load_model(file, kinds=("syncer",))[0] for file in files], reduction)  # type: ignore[misc]
+    syncers: Any = [load_model(Path(folder) / f"syncer{level}.safetensors", kinds=("syncer",))[0] for level in present]
+    return SynchronyLoss(syncers, reduction)
 
 
 def _build(config: Config, sequences: list[Sequence], synchrony: SynchronyLoss) -> _Parts:
@@ -124,9 +131,7 @@ def _distribute(fabric: Any, parts: _Parts) -> _Parts:
     discriminator_optimizer = fabric.setup_optimizers(parts.discriminator_optimizer)
     parts.average.model.to(fabric.device)
     synchrony = parts.synchrony.to(fabric.device)
-    return _Parts(
-        generator, frame, sequence, generator_optimizer, discriminator_optimizer, synchrony, parts.average
-    )
+    return _Parts(generator, frame, sequence, generator_optimizer, discriminator_optimizer, synchrony, parts.average)
 
 
 def _bare(module: Any) -> Any:
@@ -146,7 +151,7 @@ def _set_rates(parts: _Parts, generator: float, discriminator: float) -> None:
 def _step(fabric: Any, parts: _Parts, batch: list[Tensor], config: Config) -> dict[str, float]:
     """One step of the discriminators (eq. 15), one of the generator (eq. 16)."""
     settings = config.generator_training
-    motion, audio, other = batch
+    motion, audio, other = batch[:3]
     generated = parts.generator(motion[:, 0], audio, other if settings.random_origin else None)
 
     frame_loss = discriminator_loss(parts.frame(motion[:, 1:]), parts.frame(generated[:, 1:].detach()))
@@ -157,14 +162,11 @@ def _step(fabric: Any, parts: _Parts, batch: list[Tensor], config: Config) -> di
     synchrony, levels = parts.synchrony(generated, audio)
     adversarial = generator_loss(parts.frame(generated[:, 1:])) + generator_loss(parts.sequence(generated))
     reconstruction = reconstruction_loss(motion, generated)
-    loss = (
-        settings.lambda_av * synchrony
-        + settings.lambda_adv * adversarial
-        + settings.lambda_rec * reconstruction
-    )
+    loss = settings.lambda_av * synchrony + settings.lambda_adv * adversarial + settings.lambda_rec * reconstruction
     parts.generator_optimizer.zero_grad(set_to_none=True)
     fabric.backward(loss)
-    torch.nn.utils.clip_grad_norm_(parts.generator.parameters(), MAX_GRADIENT)
+    if settings.max_gradient is not None:
+        torch.nn.utils.clip_grad_norm_(parts.generator.parameters(), settings.max_gradient)
     parts.generator_optimizer.step()
     parts.discriminator_optimizer.zero_grad(set_to_none=True)  # also what the generator's loss left there
     values = {"rec": reconstruction, "adv": adversarial, "d_frame": frame_loss, "d_seq": sequence_loss}
@@ -172,48 +174,20 @@ def _step(fabric: Any, parts: _Parts, batch: list[Tensor], config: Config) -> di
     return {name: float(value.detach()) for name, value in values.items()}
 
 
-def _validation(data: str | Path, config: Config, train: list[Sequence]) -> list[tuple[Tensor, ...]]:
-    settings = config.generator_training
-    try:
-        sequences = read_sequences(data, "val", settings.frames, config.augmentation.smooth)
-    except InputError:
-        sequences = train
-    batches = SequenceBatches(sequences, settings.frames, settings.batch, seed=12345)
-    return [batches(n) for n in range(VALIDATION_BATCHES)]
-
-
 @torch.no_grad()
 def _validate(parts: _Parts, checks: list[tuple[Tensor, ...]]) -> dict[str, float]:
     """Scores of the levels on held-out speech: generated motion, real motion, and generated against other speech."""
     device, generator = next(parts.average.model.parameters()).device, parts.average.model
     rows = []
-    for motion, audio, _ in checks:
+    for motion, audio, *_ in checks:
         motion, audio = motion.to(device), audio.to(device)
         generated = generator(motion[:, 0], audio)
         scored = {"val_gen": generated, "val_real": motion, "val_shuffled": generated.roll(1, 0)}
-        row = {
-            f"{k}{i + 1}": -float(v)
-            for k, x in scored.items()
-            for i, v in enumerate(parts.synchrony(x, audio)[1])
-        }
+        row = {f"{k}{i + 1}": -float(v) for k, x in scored.items() for i, v in enumerate(parts.synchrony(x, audio)[1])}
         row["val_rec"] = float(reconstruction_loss(motion, generated))
         row["val_speed"] = float(generated.diff(dim=1).abs().mean() / motion.diff(dim=1).abs().mean())
         rows.append(row)
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
-
-
-def _restore(run: Run, parts: _Parts) -> int:
-    state = run.load()
-    if state is None:
-        return 0
-    try:
-        for name, part in _stored(parts).items():
-            part.load_state_dict(state[name])
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise InputError(
-            f"{run.folder}: its checkpoint is of another configuration; give a new --run"
-        ) from error
-    return int(state["step"])
 
 
 def _stored(parts: _Parts) -> dict[str, Any]:
@@ -228,10 +202,12 @@ def _stored(parts: _Parts) -> dict[str, Any]:
 
 
 def _save(
-    run: Run, parts: _Parts, config: Config, step: int, figures: dict[str, float] | None = None
+    run: Run, parts: _Parts, config: Config, step: int, made_by: str, figures: dict[str, float] | None = None
 ) -> None:
-    run.save({name: part.state_dict() for name, part in _stored(parts).items()} | {"step": step})
-    description = asdict(config.generator) | {"audio": config.audio.kind}
+    run.save(_stored(parts), step=step)
+    space, audio = made_by.split()
+    description = asdict(config.generator) | {"audio": audio, "motion_space": space}
     rounded = {name: round(value, 4) for name, value in (figures or {}).items()}
     path = run.folder / "generator.safetensors"
-    save_model(path, parts.average.model, "generator", description, {"steps": step, **rounded})
+    if run.fabric.is_global_zero:
+        save_model(path, parts.average.model, "generator", description, {"steps": step, **rounded})

@@ -8,6 +8,8 @@ last at 256×256.
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import accumulate
@@ -21,8 +23,7 @@ from torch import Tensor, nn
 from mssync.config import Config, ReenactorTraining
 from mssync.data.clips import read_clips
 from mssync.data.pairs import FramePairs
-from mssync.errors import InputError
-from mssync.reenact.compact import CompactReenactor, inverse, split
+from mssync.reenact.compact import CompactReenactor, exact_geometry, inverse, split
 from mssync.training.common import Average, Run, cosine_rate, ramp
 from mssync.training.perceptual import PerceptualLoss
 from mssync.weights import save_model
@@ -63,15 +64,14 @@ class ReenactorLosses(nn.Module):
         if stage == JOINT:
             losses["guidance"] = guidance * self._guidance(motion.unflatten(0, (2, -1)), wanted)
             losses["equivariance"] = self.weights.equivariance * self._equivariance(driving, driving_motion)
-        strip = torch.cat([x[:4].flatten(0, 0) for x in _rows(source, driving, parts)], 2)
+        strip = torch.cat(list(_rows(source, driving, parts)), 2)
         return torch.stack(list(losses.values())).sum(), losses, strip
 
     def _pictures(self, parts: dict[str, Tensor], driving: Tensor, weight: Tensor) -> dict[str, Tensor]:
         weight = F.interpolate(weight, size=driving.shape[-2:], mode="bilinear")
         weight = weight / weight.mean()
         return {
-            "reconstruction": self.weights.reconstruction
-            * (weight * (parts["frame"] - driving).abs()).mean(),
+            "reconstruction": self.weights.reconstruction * (weight * (parts["frame"] - driving).abs()).mean(),
             "generated": self.weights.generated * (weight * (parts["generated"] - driving).abs()).mean(),
             "perceptual": self.weights.perceptual * self.perceptual(parts["frame"], driving),
         }
@@ -100,12 +100,19 @@ class ReenactorLosses(nn.Module):
             padding_mode="reflection",
             align_corners=False,
         )
-        # A picture sampled at A z + b shows at z what the original shows at A z + b.
-        (p, j), (q, k) = split(motion), split(self.model.keypoints(moved))
-        back = torch.einsum("bij,bkj->bki", affine, q) + noise[:, None, :, 2]
-        product = inverse(j) @ (affine[:, None] @ k)
-        identity = torch.eye(2, device=device)
-        return (p - back).abs().mean() + 0.1 * (product - identity).abs().mean()
+        return equivariance(motion, self.model.keypoints(moved), affine, noise[..., 2])
+
+
+@exact_geometry
+def equivariance(motion: Tensor, moved: Tensor, affine: Tensor, shift: Tensor) -> Tensor:
+    """How far two motions (B, 10, 6) are from being the same points, values and Jacobians.
+
+    A picture sampled at A z + b shows at z what the original shows at A z + b; affine (B, 2, 2), shift (B, 2).
+    """
+    (p, j), (q, k) = split(motion), split(moved)
+    back = torch.einsum("bij,bkj->bki", affine, q) + shift[:, None]
+    product = inverse(j) @ (affine[:, None] @ k)
+    return (p - back).abs().mean() + 0.1 * (product - torch.eye(2, device=p.device)).abs().mean()
 
 
 def _rows(source: Tensor, driving: Tensor, parts: dict[str, Tensor]) -> Iterator[Tensor]:
@@ -118,16 +125,17 @@ def _rows(source: Tensor, driving: Tensor, parts: dict[str, Tensor]) -> Iterator
 def train(config: Config, data: str | Path, run_dir: str | Path, max_minutes: float | None = None) -> Path:
     """Train (or go on training) on the prepared folder `data`; returns the model file in `run_dir`.
 
-    The run is resumed exactly from ``last.pt``: samples are a function of the step. Raises InputError when the
+    The run is resumed exactly from ``reenactor.pt``: samples are a function of the step. Raises InputError when the
     folder is not a prepared one or the run was made with other sizes.
     """
     from lightning.fabric import Fabric
     from torch.utils.data import DataLoader, Subset
 
     settings = config.reenactor_training
-    fabric = Fabric(accelerator="auto", devices="auto", precision=settings.precision)
+    # Stages leave parts of the model without gradients, which DDP has to be told.
+    fabric = Fabric(precision=settings.precision, strategy=_strategy())
     fabric.launch()
-    run = Run(run_dir, max_minutes)
+    run = Run(run_dir, "reenactor", max_minutes, fabric)
     torch.manual_seed(settings.seed)
     losses = ReenactorLosses(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = Average(losses.model, settings.average)
@@ -135,26 +143,35 @@ def train(config: Config, data: str | Path, run_dir: str | Path, max_minutes: fl
     optimizer = torch.optim.Adam(trained, lr=settings.lr, betas=(0.5, 0.99))
     wrapped, optimizer = fabric.setup(losses, optimizer)
     average.model.to(fabric.device)
-    start = _restore(run, losses.model, average, optimizer)
+    kept = {"model": losses.model, "average": average.model, "optimizer": optimizer}
+    start = int(run.restore(kept).get("step", 0))
     ends = _stage_ends(settings)
     clips = read_clips(data, "train")
     while start < ends[-1]:
         stage = next(i for i, end in enumerate(ends) if start < end) + 1
         if stage > JOINT:
+            # What is kept from here on is the averaged detector, so the rest learns with that one.
+            losses.model.detector.load_state_dict(average.model.detector.state_dict())  # type: ignore[union-attr]
             losses.model.detector.requires_grad_(False)
         size = {GUIDED: settings.detector_batch, FULL: settings.full_batch}.get(stage, settings.batch)
         world, rank = fabric.world_size, fabric.global_rank
         dataset = FramePairs(clips, ends[-1] * size * world, settings.seed)
         # rank r of step s reads samples (s * world + r) * size ...: the same set whatever the number of processes
         order = [(s * world + rank) * size + i for s in range(start, ends[stage - 1]) for i in range(size)]
-        loader = DataLoader(Subset(dataset, order), size, num_workers=settings.workers, prefetch_factor=4)
+        loader = DataLoader(
+            Subset(dataset, order),
+            size,
+            num_workers=settings.workers,
+            prefetch_factor=4 if settings.workers else None,
+            worker_init_fn=_ignore_interrupt,
+        )
         done = start
         for step, batch in zip(run.steps(start, ends[stage - 1]), loader, strict=False):
             _set_mode(losses.model, stage)
             _set_rate(optimizer, settings, step, ends)
             fade = ramp(step, ends[0], ends[1])
             guidance = settings.guidance + (settings.guidance_final - settings.guidance) * fade
-            torch.manual_seed(settings.seed + step)
+            torch.manual_seed(settings.seed + step * world + rank)
             batch = {k: v.to(fabric.device) for k, v in batch.items()}
             total, parts, strip = wrapped(batch, stage, guidance)
             fabric.backward(total)
@@ -163,20 +180,29 @@ def train(config: Config, data: str | Path, run_dir: str | Path, max_minutes: fl
             optimizer.zero_grad(set_to_none=True)
             average.update(losses.model, step)
             done = step + 1
-            if fabric.is_global_zero:
-                run.log(
-                    step, {"total": float(total.detach()), **{k: float(v.detach()) for k, v in parts.items()}}
-                )
-                if done % IMAGE_EVERY == 0:
-                    run.image(step, "pictures", strip.detach())
-                if done % SAVE_EVERY == 0:
-                    _save(run, losses.model, average, optimizer, done, settings)
-        if fabric.is_global_zero:
-            _save(run, losses.model, average, optimizer, done, settings)
+            run.log(step, {"total": float(total.detach()), **{k: float(v.detach()) for k, v in parts.items()}})
+            if done % IMAGE_EVERY == 0:
+                run.image(step, "pictures", strip.detach())
+            if done % SAVE_EVERY == 0:
+                _save(run, kept, done)
+        _save(run, kept, done)
         if done < ends[stage - 1]:
             break
         start = done
     return run.folder / "reenactor.safetensors"
+
+
+def _strategy() -> Any:
+    """One process unless launched as several (torchrun, fabric run)."""
+    from lightning.fabric.strategies import DDPStrategy
+
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return DDPStrategy(find_unused_parameters=True) if several else "auto"
+
+
+def _ignore_interrupt(_: int) -> None:
+    """Ctrl-C ends the training after the step under way, which needs the reader's batch."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _stage_ends(settings: ReenactorTraining) -> list[int]:
@@ -202,36 +228,8 @@ def _set_rate(optimizer: Any, settings: ReenactorTraining, step: int, ends: list
         group["lr"] = settings.lr * factor
 
 
-def _restore(run: Run, model: CompactReenactor, average: Average, optimizer: Any) -> int:
-    state = run.load()
-    if state is None:
-        return 0
-    try:
-        model.load_state_dict(state["model"])
-        average.model.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise InputError(
-            f"{run.folder}: its checkpoint is of another configuration; give a new --run"
-        ) from error
-    return int(state["step"])
-
-
-def _save(
-    run: Run,
-    model: CompactReenactor,
-    average: Average,
-    optimizer: Any,
-    step: int,
-    settings: ReenactorTraining,
-) -> None:
-    state = {
-        "model": model.state_dict(),
-        "average": average.model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "step": step,
-    }
-    run.save(state)
-    shipped = average.model
-    assert isinstance(shipped, CompactReenactor)
-    save_model(run.folder / "reenactor.safetensors", shipped, "compact", shipped.config, {"steps": step})
+def _save(run: Run, parts: dict[str, Any], step: int) -> None:
+    run.save(parts, step=step)
+    shipped = parts["average"]
+    if run.fabric.is_global_zero:
+        save_model(run.folder / "reenactor.safetensors", shipped, "compact", shipped.config, {"steps": step})

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from mssync.config import Config
-from mssync.data.sequences import Sequence, SequenceBatches, read_sequences
+from mssync.data.sequences import Sequence, SequenceBatches, read_sequences, validation_batches
 from mssync.errors import InputError
-from mssync.pyramid import pyramid
+from mssync.pyramid import LEVELS, pyramid
 from mssync.syncer import Syncer, info_nce, windows
 from mssync.training.common import Run, cosine_rate
 from mssync.weights import save_model
@@ -32,22 +32,24 @@ def level_windows(audio: Tensor, motion: Tensor, level: int) -> tuple[Tensor, Te
 
 
 def contrast(
-    sounds: Tensor, moves: Tensor, negatives: int, same_sequence: bool, generator: torch.Generator
+    sounds: Tensor, moves: Tensor, clips: Tensor | None, negatives: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Scores of a batch of unit embeddings (B, n, E) each: positives (B * n,) and negatives (B * n, N).
 
-    same_sequence: misaligned windows of the anchor's own sequence, otherwise any window of other sequences.
+    clips: None to draw negatives from the misaligned windows of the anchor's own sequence; otherwise (B,), which
+    clip each sequence is of, to draw from the windows of other clips.
     Negatives are drawn without replacement. Raises InputError when there are fewer than N to draw from.
     """
     batch, count, _ = sounds.shape
     positive = (sounds * moves).sum(-1).flatten()
-    if same_sequence:
+    if clips is None:
         scores = (sounds @ moves.transpose(1, 2)).flatten(0, 1)  # (B * n, n)
         barred = torch.eye(count, dtype=torch.bool).repeat(batch, 1)
     else:
         scores = sounds.flatten(0, 1) @ moves.flatten(0, 1).T  # (B * n, B * n)
-        barred = torch.block_diag(*[torch.ones(count, count, dtype=torch.bool)] * batch)
-    available = int((~barred[0]).sum())
+        owner = clips.cpu().repeat_interleave(count)
+        barred = owner[:, None] == owner
+    available = int((~barred).sum(1).min())
     if available < negatives:
         raise InputError(
             f"{negatives} negatives are wanted but there are only {available}: "
@@ -58,9 +60,7 @@ def contrast(
     return positive, scores.gather(1, chosen)
 
 
-def train(
-    config: Config, data: str | Path, run_dir: str | Path, level: int, max_minutes: float | None = None
-) -> Path:
+def train(config: Config, data: str | Path, run_dir: str | Path, level: int, max_minutes: float | None = None) -> Path:
     """Train (or go on training) the syncer of one level; returns the model file ``syncerN.safetensors``.
 
     The file holds the weights with the lowest loss on the `val` split so far (on `train`, where there is no
@@ -69,19 +69,23 @@ def train(
     from lightning.fabric import Fabric
 
     settings = config.syncer_training
-    fabric = Fabric(accelerator="auto", devices="auto")
+    fabric = Fabric()
     fabric.launch()
-    run = Run(run_dir, max_minutes or settings.max_minutes)
+    run = Run(run_dir, f"syncer{level}", max_minutes or settings.max_minutes, fabric)
     torch.manual_seed(level)
     syncer = Syncer(**asdict(config.syncer))
     sequences = read_sequences(data, "train", settings.frames, config.augmentation.smooth)
     _set_statistics(syncer, sequences, level)
     batches = SequenceBatches(sequences, settings.frames, settings.batch, level, config.augmentation)
-    checks = _validation(data, settings.frames, config, sequences)
+    checks = validation_batches(
+        data, sequences, settings.frames, settings.batch, VALIDATION_BATCHES, config.augmentation.smooth
+    )
     optimizer = torch.optim.AdamW(
         syncer.parameters(), settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
     )
-    start, best = _restore(run, syncer, optimizer)
+    kept = {"model": syncer, "optimizer": optimizer}
+    numbers = run.restore(kept)
+    start, best = int(numbers.get("step", 0)), float(numbers.get("best", float("inf")))
     wrapped, optimizer = fabric.setup(syncer, optimizer)
     wrapped.mark_forward_method("embed_audio")
     wrapped.mark_forward_method("embed_motion")
@@ -98,23 +102,14 @@ def train(
         run.log(step, {"loss": float(loss.detach()), "accuracy": accuracy})
         if done % VALIDATE_EVERY == 0 or done == settings.iterations:
             best = _validate(run, wrapped, checks, config, level, done, best)
-            run.save(
-                {
-                    "model": syncer.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "step": done,
-                    "best": best,
-                }
-            )
-    run.save({"model": syncer.state_dict(), "optimizer": optimizer.state_dict(), "step": done, "best": best})
+            run.save(kept, step=done, best=best)
+    run.save(kept, step=done, best=best)
     if best == float("inf"):
         _validate(run, wrapped, checks, config, level, done, best)
     return run.folder / f"syncer{level}.safetensors"
 
 
-def _loss(
-    syncer: Any, batch: tuple[Tensor, ...], config: Config, level: int, seed: int
-) -> tuple[Tensor, float]:
+def _loss(syncer: Any, batch: tuple[Tensor, ...], config: Config, level: int, seed: int) -> tuple[Tensor, float]:
     """InfoNCE of a batch, and the share of windows whose positive scores above all of its negatives."""
     motion, audio = batch[0].to(syncer.device), batch[1].to(syncer.device)
     sounds, moves = level_windows(audio, motion, level)
@@ -122,8 +117,8 @@ def _loss(
     positive, negatives = contrast(
         syncer.embed_audio(sounds),
         syncer.embed_motion(moves),
+        batch[3] if level == LEVELS else None,
         settings.negatives[level - 1],
-        same_sequence=level < len(settings.negatives),
         generator=torch.Generator().manual_seed(seed),
     )
     accuracy = float((positive > negatives.max(1).values).float().mean())
@@ -135,17 +130,6 @@ def _set_statistics(syncer: Syncer, sequences: list[Sequence], level: int) -> No
     audio = torch.cat([pyramid(s.audio[None], level)[-1][0] for s in sequences])
     syncer.motion_norm.set_statistics(motion.mean(0), motion.std(0))
     syncer.audio_norm.set_statistics(audio.mean(0), audio.std(0))
-
-
-def _validation(
-    data: str | Path, frames: int, config: Config, train: list[Sequence]
-) -> list[tuple[Tensor, ...]]:
-    try:
-        sequences = read_sequences(data, "val", frames, config.augmentation.smooth)
-    except InputError:
-        sequences = train
-    batches = SequenceBatches(sequences, frames, config.syncer_training.batch, seed=12345)
-    return [batches(n) for n in range(VALIDATION_BATCHES)]
 
 
 @torch.no_grad()
@@ -168,19 +152,6 @@ def _validate(
         return best
     figures = {"level": level, "steps": step, "val_loss": round(loss, 4), "val_accuracy": round(accuracy, 4)}
     path = run.folder / f"syncer{level}.safetensors"
-    save_model(path, syncer.module, "syncer", asdict(config.syncer), figures)
+    if run.fabric.is_global_zero:
+        save_model(path, syncer.module, "syncer", asdict(config.syncer), figures)
     return loss
-
-
-def _restore(run: Run, syncer: Syncer, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
-    state = run.load()
-    if state is None:
-        return 0, float("inf")
-    try:
-        syncer.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise InputError(
-            f"{run.folder}: its checkpoint is of another configuration; give a new --run"
-        ) from error
-    return int(state["step"]), float(state["best"])
