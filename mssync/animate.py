@@ -127,6 +127,8 @@ def load(model: PathLike = "compact", device: str = "cpu") -> Pipeline:
                 f"{generator_file} was trained on the motion of another reenactor than {reenactor_file}; "
                 "train one on this motion (`mssync extract`, `mssync train generator`)"
             )
+    if metadata["kind"] == "compact":
+        reenactor = reenactor.for_rendering()
     return Pipeline(reenactor, generator, audio_kind=kind, name=metadata["kind"], device=place)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from mssync.data.pairs import mirrored, weight_map
 from mssync.errors import InputError
+from mssync.reenact import motion_space
 from mssync.reenact.compact import (
     MOTION_SIZE,
     CompactReenactor,
@@ -126,3 +128,24 @@ def test_file_round_trip(model: CompactReenactor, tmp_path: Path) -> None:
         load_model(tmp_path / "text.safetensors")
     with pytest.raises(InputError, match="no shipped model of that name"):
         load_model("nobody")
+
+
+def test_folded_batch_norms_draw_the_same(model: CompactReenactor) -> None:
+    image, motion = torch.rand(1, 3, 256, 256), random_motion(2)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.running_mean, 0, 0.1)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+    folded = copy.deepcopy(model).for_rendering()
+    assert motion_space(folded) == motion_space(model)
+    with torch.no_grad():
+        wanted, drawn = (m.render(m.prepare(image), motion) for m in (model, folded))
+    torch.testing.assert_close(drawn, wanted, atol=1e-4, rtol=1e-3)
+
+
+def test_geometry_is_exact_under_autocast(model: CompactReenactor) -> None:
+    source, driving = random_motion(1, 1), random_motion(1, 2)
+    wanted = DenseMotion.sparse_offsets(source, driving)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(DenseMotion.sparse_offsets(source, driving), wanted)
+        assert model.keypoints(torch.rand(1, 3, 256, 256)).dtype == torch.float32

@@ -10,6 +10,7 @@ import torch
 
 from mssync.config import AugmentationConfig
 from mssync.data.clips import read_clips
+from mssync.data.offsets import MAX_LAG, lag_curve
 from mssync.data.prepare import fill_gaps, prepare
 from mssync.data.sequences import (
     Sequence,
@@ -86,3 +87,11 @@ def test_folders_that_are_not_prepared(tmp_path: Path) -> None:
         read_clips(tmp_path, "train")
     with pytest.raises(InputError, match="no videos in this folder"):
         prepare(tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("late", [-4, 0, 3])
+def test_late_sound_is_measured(late: int) -> None:
+    rng = np.random.default_rng(0)
+    speech = np.convolve(rng.standard_normal(320), np.ones(5) / 5, "same")
+    mouth, loudness = speech[20:280], np.roll(speech, late)[20:280] + 0.3 * rng.standard_normal(260)
+    assert int(lag_curve(mouth, loudness).argmax()) - MAX_LAG == late

@@ -18,12 +18,13 @@ from torch import Tensor
 from mssync.audio import AUDIO_PER_VIDEO, features
 from mssync.config import AugmentationConfig
 from mssync.data.clips import Clip, read_clips
+from mssync.data.offsets import OFFSETS
+from mssync.data.offsets import estimate as estimate_offsets
 from mssync.errors import InputError, written_whole
 from mssync.motion import smooth
 from mssync.reenact import Reenactor, motion_space
 
 SPLITS = ("train", "val", "test")
-OFFSETS = "offsets.json"
 
 
 @dataclass
@@ -47,7 +48,8 @@ class Sequence:
 
 
 def extract(folder: str | Path, reenactor: Reenactor, audio_kind: str, batch: int = 32) -> None:
-    """Write NAME.motion.npz for every clip of a prepared folder that has none of this detector and audio kind."""
+    """Write NAME.motion.npz for every clip of a prepared folder that has none of this detector and audio kind, and
+    offsets.json, by how much sounds are late."""
     from rich.progress import track
 
     clips = [clip for split in SPLITS for clip in _clips(folder, split)]
@@ -67,6 +69,7 @@ def extract(folder: str | Path, reenactor: Reenactor, audio_kind: str, batch: in
         arrays = {"motion": torch.cat(motion).numpy(), "mirrored": torch.cat(mirrored).numpy()}
         with written_whole(target, ".npz") as temporary:
             np.savez(temporary, audio=audio.numpy(), made_by=np.array(made_by), **arrays)
+    estimate_offsets(folder, clips)
 
 
 def _made_by(path: Path) -> str:

@@ -63,8 +63,9 @@ def contrast(
 def train(config: Config, data: str | Path, run_dir: str | Path, level: int, max_minutes: float | None = None) -> Path:
     """Train (or go on training) the syncer of one level; returns the model file ``syncerN.safetensors``.
 
-    The file holds the weights with the lowest loss on the `val` split so far (on `train`, where there is no
-    other). Raises InputError when `data` is not a prepared folder with motion.
+    The file holds the weights with the highest accuracy on the `val` split so far (on `train`, where there is
+    no other): the share of windows that score higher with their own sound than all negatives. The loss is no
+    good judge, it punishes rare confident mistakes at a low temperature. Raises InputError when `data` is not a prepared folder with motion.
     """
     from lightning.fabric import Fabric
 
@@ -85,7 +86,7 @@ def train(config: Config, data: str | Path, run_dir: str | Path, level: int, max
     )
     kept = {"model": syncer, "optimizer": optimizer}
     numbers = run.restore(kept)
-    start, best = int(numbers.get("step", 0)), float(numbers.get("best", float("inf")))
+    start, best = int(numbers.get("step", 0)), float(numbers.get("best", 0.0))
     wrapped, optimizer = fabric.setup(syncer, optimizer)
     wrapped.mark_forward_method("embed_audio")
     wrapped.mark_forward_method("embed_motion")
@@ -104,7 +105,7 @@ def train(config: Config, data: str | Path, run_dir: str | Path, level: int, max
             best = _validate(run, wrapped, checks, config, level, done, best)
             run.save(kept, step=done, best=best)
     run.save(kept, step=done, best=best)
-    if best == float("inf"):
+    if not best:
         _validate(run, wrapped, checks, config, level, done, best)
     return run.folder / f"syncer{level}.safetensors"
 
@@ -148,10 +149,10 @@ def _validate(
     loss = float(torch.stack([r[0] for r in results]).mean())
     accuracy = sum(r[1] for r in results) / len(results)
     run.log(step, {"val_loss": loss, "val_accuracy": accuracy}, every=0)
-    if loss >= best:
+    if accuracy <= best:
         return best
     figures = {"level": level, "steps": step, "val_loss": round(loss, 4), "val_accuracy": round(accuracy, 4)}
     path = run.folder / f"syncer{level}.safetensors"
     if run.fabric.is_global_zero:
         save_model(path, syncer.module, "syncer", asdict(config.syncer), figures)
-    return loss
+    return accuracy
