@@ -63,9 +63,10 @@ def contrast(
 def train(config: Config, data: str | Path, run_dir: str | Path, level: int, max_minutes: float | None = None) -> Path:
     """Train (or go on training) the syncer of one level; returns the model file ``syncerN.safetensors``.
 
-    The file holds the weights with the highest accuracy on the `val` split so far (on `train`, where there is
-    no other): the share of windows that score higher with their own sound than all negatives. The loss is no
-    good judge, it punishes rare confident mistakes at a low temperature. Raises InputError when `data` is not a prepared folder with motion.
+    The file holds the weights with the highest accuracy on the `val` split so far (on `train`, where there is no
+    other): the share of windows that score higher with their own sound than all negatives. The loss is no good
+    judge, it punishes rare confident mistakes at a low temperature. Raises InputError when `data` is not a
+    prepared folder with motion.
     """
     from lightning.fabric import Fabric
 
