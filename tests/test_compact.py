@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mssync.data.pairs import mirrored, weight_map
+from mssync.data.pairs import MOUTH_WEIGHT, mirrored, weight_map
 from mssync.errors import InputError
 from mssync.reenact import motion_space
 from mssync.reenact.compact import (
@@ -110,7 +110,7 @@ def test_mirrored_guidance_is_its_own_inverse_and_mirrors() -> None:
 def test_weight_map_marks_mouth_over_face_over_background() -> None:
     weight = weight_map(canonical_face() * 0.9)
     column, row = ((canonical_face()[13] * 0.9 + 1) * 32).astype(int)
-    assert weight[row, column] == weight.max() == 6
+    assert weight[row, column] == weight.max() == MOUTH_WEIGHT
     assert weight[0, 0] == weight.min() == 1
 
 

@@ -78,4 +78,5 @@ def test_copying_the_source_is_as_good_as_copying_the_source() -> None:
 
 def test_measures_have_one_value_a_frame() -> None:
     landmarks = np.random.default_rng(0).standard_normal((7, 478, 3))
-    assert {name: value.shape for name, value in measures(landmarks).items()} == dict.fromkeys(("mouth", "eyes", "yaw", "pitch"), (7,))
+    shapes = {name: value.shape for name, value in measures(landmarks).items()}
+    assert shapes == {"mouth": (7,), "eyes": (7,), "yaw": (7,), "pitch": (7,)}

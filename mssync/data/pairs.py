@@ -13,14 +13,16 @@ from torch.utils.data import Dataset
 
 from mssync.data.clips import Clip
 from mssync.data.prepare import SIZE
+from mssync.faces import mouth_opening
 from mssync.reenact.guidance import FLIPPED, LOWER_LIP, UPPER_LIP, landmark_motion
 
 WEIGHT_SIZE = 64  # side of the loss weight map
-FACE_WEIGHT, EYE_WEIGHT, MOUTH_WEIGHT = 2.0, 4.0, 6.0  # of a pixel in the loss; the background has 1
+FACE_WEIGHT, EYE_WEIGHT, MOUTH_WEIGHT = 2.0, 6.0, 20.0  # of a pixel in the loss; the background has 1
 EYES = (
     (33, 246, 161, 160, 159, 158, 157, 173, 133, 155, 154, 153, 145, 144, 163, 7),
     (263, 466, 388, 387, 386, 385, 384, 398, 362, 382, 381, 380, 374, 373, 390, 249),
 )
+CANDIDATES = 6  # driving frames of which one is chosen by its mouth
 MAX_ZOOM, MAX_SHIFT = 0.12, 0.05  # augmentation of the crop: both frames alike
 
 
@@ -45,7 +47,7 @@ class FramePairs(Dataset):
         rng = np.random.default_rng((self.seed, n))
         clips = self.identities[self.names[rng.integers(len(self.names))]]
         clip = clips[rng.integers(len(clips))]
-        times = rng.integers(len(clip), size=2)
+        times = self._times(clip, rng)
         change = _Change(rng)
         (source, source_marks), (driving, marks) = (change(clip.frame(t), clip.marks(t)) for t in times)
         return {
@@ -55,6 +57,19 @@ class FramePairs(Dataset):
             "driving_motion": torch.from_numpy(change.guidance(marks)),
             "weight": torch.from_numpy(weight_map(change.seen(marks)))[None],
         }
+
+
+    @staticmethod
+    def _times(clip: Clip, rng: np.random.Generator) -> tuple[int, int]:
+        """Source and driving frame; every other time the one of several driving frames whose mouth differs most.
+
+        Mouths are closed most of the time: drawn evenly, pairs hardly show what opens one.
+        """
+        source, *others = (int(t) for t in rng.integers(len(clip), size=1 + CANDIDATES))
+        if rng.random() < 0.5:
+            return source, others[0]
+        gaps = mouth_opening(clip.arrays["landmarks"][[source, *others]].astype(np.float32))
+        return source, others[int(np.abs(gaps[1:] - gaps[0]).argmax())]
 
 
 def _tensor(image: np.ndarray) -> Tensor:
