@@ -293,7 +293,7 @@ def test_unwritable_outputs(parts: dict[str, dict[str, Tensor]], tmp_path: Path)
     torch.save(one_tensor_checkpoint(parts), path)
     (tmp_path / "taken.safetensors").mkdir()
     for out, message in (
-        ("absent/out.safetensors", "does not exist"),
+        ("absent/out.safetensors", "there is no folder"),
         ("taken.safetensors", "directory"),
         ("out.pth", "must end in .safetensors"),
     ):

@@ -148,5 +148,5 @@ def test_a_run_of_other_sizes_is_refused(prepared: Path, small: Config, tmp_path
 
 
 def test_generator_needs_syncers(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="train syncers"):
+    with pytest.raises(InputError, match="no syncer1"):
         generator.load_syncers(tmp_path, "sum")

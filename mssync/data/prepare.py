@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,8 @@ def prepare(source: str | Path, out: str | Path, workers: int | None = None) -> 
     out.mkdir(parents=True, exist_ok=True)
     counts: dict[str, int] = {}
     entries: list[Entry] = []
-    with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
+    # Fresh processes: a fork of one in which mediapipe's threads run already would die.
+    with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool:
         pending = {pool.submit(_prepare_clip, job, out): job for job in jobs}
         for done in _progress(as_completed(pending), len(pending)):
             job, frames = pending[done], 0
