@@ -268,7 +268,8 @@ class Generator(nn.Module):
         vectors = self.audio_vectors(audio)[1:]
         velocity = self.branches(vectors.transpose(0, 1).flatten(1, 2), states.transpose(0, 1).flatten(0, 1))
         velocity = velocity.unflatten(0, (-1, len(x))).transpose(0, 1)
-        return torch.cat([x[:, :1], x[:, :-1] + velocity * self.motion_norm.std], dim=1)
+        kept = x[:, :-1] - self.config.leak * (x[:, :-1] - x[:, :1])
+        return torch.cat([x[:, :1], kept + velocity * self.motion_norm.std], dim=1)
 
     # ---- frame by frame
 
@@ -289,7 +290,8 @@ class Generator(nn.Module):
     def step(self, state: State, vectors: Tensor) -> tuple[Tensor, State]:
         """The next frame, from its entry of `audio_vectors` -> x_{t+1} (B, D) raw, and the new state."""
         features, state = self._advance(state)
-        position = state.position + self.branches(vectors, features)
+        kept = state.position - self.config.leak * (state.position - state.origin)
+        position = kept + self.branches(vectors, features)
         frame = state.first + (position - state.start) * self.motion_norm.std
         return frame, replace(state, position=position)
 

@@ -31,6 +31,7 @@ EXTRAS = [
     replace(SMALL, audio_free_branch=True),
     replace(SMALL, final_linear=True),
     replace(SMALL, warmup_frames=3),
+    replace(SMALL, leak=0.1),
     replace(SMALL, audio_free_branch=True, final_linear=True, warmup_frames=3, context=1),
 ]
 
@@ -320,3 +321,13 @@ def test_origin_is_what_the_relative_input_counts_from():
     assert not torch.allclose(relative(x0, audio, other), relative(x0, audio))
     assert torch.equal(relative(x0, audio, other)[:, 0], x0)
     assert torch.equal(absolute(x0, audio, other), absolute(x0, audio))
+
+
+def test_leak_returns_to_the_first_frame_without_speech():
+    generator = make(replace(SMALL, leak=0.1))
+    generator.branches.out_weight.data.zero_()
+    generator.branches.out_bias.data.zero_()
+    x0, audio = example(6)
+    origin = x0 + 1
+    distance = generator(x0, audio, origin) - origin[:, None]
+    torch.testing.assert_close(distance, (x0 - origin)[:, None] * 0.9 ** torch.arange(6.0)[:, None])
