@@ -41,7 +41,7 @@ class FakeReenactor:
     def __init__(self) -> None:
         self.batches: list[int] = []
 
-    def keypoints(self, image: torch.Tensor) -> torch.Tensor:
+    def keypoints(self, image: torch.Tensor, landmarks: torch.Tensor | None = None) -> torch.Tensor:
         assert image.shape[1:] == (3, 256, 256)
         angle = torch.arange(10.0)
         ring = 0.3 * torch.stack([angle.cos(), angle.sin()], -1)

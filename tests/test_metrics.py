@@ -51,7 +51,7 @@ class Copying:
 
     rigid = (0,)
 
-    def keypoints(self, image: torch.Tensor) -> torch.Tensor:
+    def keypoints(self, image: torch.Tensor, landmarks: torch.Tensor | None = None) -> torch.Tensor:
         return torch.zeros(len(image), 10, 6)
 
     def prepare(self, source: torch.Tensor) -> torch.Tensor:

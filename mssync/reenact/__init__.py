@@ -35,8 +35,12 @@ class Reenactor(Protocol):
     rigid: tuple[int, ...]
     """Indices of the keypoints that move with the skull (all of them where the model does not tell)."""
 
-    def keypoints(self, image: Tensor) -> Tensor:
-        """(B, 3, 256, 256) in [0, 1] -> motion (B, 10, 6), coordinates in [-1, 1]."""
+    def keypoints(self, image: Tensor, landmarks: Tensor | None = None) -> Tensor:
+        """(B, 3, 256, 256) in [0, 1] -> motion (B, 10, 6), coordinates in [-1, 1].
+
+        landmarks: (B, 478, 3) of the face mesh in [-1, 1], where they are known already: a model that uses them
+        then need not search for them, others ignore them.
+        """
         ...
 
     def prepare(self, source: Tensor) -> Any:

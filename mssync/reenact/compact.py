@@ -297,7 +297,7 @@ class CompactReenactor(nn.Module):
                     _fold_batch_norms(module)
         return self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def keypoints(self, image: Tensor) -> Tensor:
+    def keypoints(self, image: Tensor, landmarks: Tensor | None = None) -> Tensor:
         """(B, 3, s, s) in [0, 1] -> motion (B, 10, 6)."""
         return self.detector(image)
 

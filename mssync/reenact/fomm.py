@@ -84,7 +84,7 @@ class FOMM(nn.Module):
         """Stays in eval mode whatever `mode`: the checkpoint's batch statistics are part of the model."""
         return super().train(False)
 
-    def keypoints(self, image: Tensor) -> Tensor:
+    def keypoints(self, image: Tensor, landmarks: Tensor | None = None) -> Tensor:
         """(B, 3, H, W) in [0, 1], sides multiples of 128 -> motion (B, 10, 6), [x, y, j00, j01, j10, j11]."""
         return self.kp_detector(image)
 
