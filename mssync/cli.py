@@ -329,23 +329,77 @@ def convert(
 
 @app.command(rich_help_panel=WORKSHOP)
 def preprocess(
-    source: Annotated[
-        Path,
-        typer.Argument(metavar="SOURCE", help="A folder of videos, or a manifest.csv.", show_default=False),
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="SOURCE…", help="Folders of videos or of a corpus, manifest.csv files.", show_default=False
+        ),
     ],
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="DIR", help="The prepared folder.", show_default=False)
     ],
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="manifest, hdtf, lrs2, voxceleb2 or folder; found out unless given.",
+            show_default=False,
+        ),
+    ] = None,
+    style: Annotated[
+        str, typer.Option(metavar="NAME", help="fixed: one box a track, the head moves in it; centred: it follows.")
+    ] = "fixed",
+    val: Annotated[float, typer.Option(metavar="F", help="Share of people to validate on, where no list says.")] = 0.0,
+    test: Annotated[float, typer.Option(metavar="F", help="Share of people to test on, where no list says.")] = 0.0,
+    min_seconds: Annotated[float, typer.Option(metavar="F", min=0.2, help="Drop shorter tracks.")] = 2.0,
+    min_face: Annotated[int, typer.Option(metavar="PX", min=1, help="Drop faces less high than this.")] = 48,
+    min_sharpness: Annotated[
+        float, typer.Option(metavar="F", min=0, help="Drop faces that are more blurred; see report.csv for values.")
+    ] = 15.0,
+    single: Annotated[
+        bool, typer.Option("--single/--several", help="Drop faces beside another one that may be the speaker's.")
+    ] = True,
+    features: Annotated[str, typer.Option(metavar="NAME", help="Audio features: logfbank or mfcc.")] = "logfbank",
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|PATH", help="Also store the motion of this reenactor.", show_default=False),
+    ] = None,
+    per_shard: Annotated[int, typer.Option(metavar="N", help="Videos a shard.")] = 100,
     workers: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="Processes; one a core unless given.", show_default=False),
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Work on a Ray cluster: local, auto, or HOST:PORT.", show_default=False),
+    ] = None,
 ) -> None:
-    """Prepare videos for training: crops, landmarks and sound. A stopped run goes on when started again."""
-    from mssync.data.prepare import prepare
+    """Turn videos into shards for training: one clip for every face that can be followed, with landmarks and sound.
 
-    counts = prepare(source, output, workers)
-    _done(output, ", ".join(f"{count} {reason}" for reason, count in counts.items()))
+    A stopped run goes on when started again; report.csv tells what was dropped and why.
+    """
+    from mssync.data.prepare import Settings, prepare
+    from mssync.data.tracks import Limits
+
+    limits = Limits(min_seconds, min_face, min_sharpness, single)
+    settings = Settings(style, limits, features, model, layout, val, test, per_shard)
+    _print_prepared(output, prepare(sources, output, settings, processes=workers, ray=ray))
+
+
+def _print_prepared(output: Path, totals: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        "", "clips", "minutes", "people", title=f"{output}: {totals['sources']} sources", title_justify="left"
+    )
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for split, figures in totals["splits"].items():
+        table.add_row(split, str(figures["clips"]), f"{figures['seconds'] / 60:.1f}", str(figures["identities"]))
+    for reason, count in totals["dropped"].items():
+        table.add_row(f"dropped: {reason}", str(count), "", "")
+    Console().print(table)
 
 
 @app.command(rich_help_panel=WORKSHOP)

@@ -11,6 +11,8 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,13 @@ LEFT_EYE_LIDS, RIGHT_EYE_LIDS = (159, 145), (386, 374)
 LEFT_EYE_WIDTH, RIGHT_EYE_WIDTH = (33, 133), (362, 263)
 INNER_LIPS = (13, 14)
 FOREHEAD, SUBNASALE, CHIN = 10, 2, 152
+
+CANONICAL_FILE = Path(__file__).parent / "assets" / "canonical_face.npy"  # a symmetric mean face (478, 2)
+
+WINDOW_SCALE = 1.9  # side of the window in which a face is followed, in heights of the face
+WINDOW_MARGIN = 0.03  # a face nearer than this to its window's edge (in sides) gets a new window
+WINDOW_SHARES = (0.35, 0.85)  # so does one whose height is less or more of the window's side
+WINDOW_PIXELS = (192, 384)  # the mesh sees 192 pixels around the face
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,7 @@ class FaceMesh:
 
     def __init__(self) -> None:
         self._seen = False  # a face, by any mesh
+        self._idle: list[Follower] = []
         with _quiet_stderr(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import mediapipe as mp
@@ -127,11 +137,7 @@ class FaceMesh:
 
     def _meshed(self, image: np.ndarray, found: list[tuple[float, Box]]) -> list[Face]:
         """Meshes of detections (confidence, box), each face once, the largest first."""
-        boxes: list[Box] = []
-        for _, box in sorted(found, key=lambda hit: -hit[0]):  # overlapping tiles find a face several times
-            if not any(_holds_centre(kept, box) for kept in boxes):
-                boxes.append(box)
-        faces = [face for box in boxes[:MAX_FACES] for face in self._mesh_inside(image, box)]
+        faces = [face for box in _apart(found)[:MAX_FACES] for face in self._mesh_inside(image, box)]
         return _distinct(faces)
 
     def _mesh_inside(self, image: np.ndarray, box: Box) -> list[Face]:
@@ -148,6 +154,24 @@ class FaceMesh:
             found = graph.process(image).multi_face_landmarks
         self._seen = self._seen or bool(found)
         return found
+
+    def detect(self, image: np.ndarray) -> list[Box]:
+        """Squares twice as large as the faces that show in a picture (H, W, 3) as a whole, the surest first."""
+        found = [hit for detector in (self._near, self._far) for hit in _detect(detector, image)]
+        return _apart(found)[:MAX_FACES]
+
+    def follower(self) -> Follower:
+        """A `Follower` that nobody uses; give it back with `release`."""
+        if self._idle:
+            return self._idle.pop()
+        with _quiet_stderr():
+            return Follower(
+                self._solutions.face_mesh.FaceMesh(static_image_mode=False, refine_landmarks=True, max_num_faces=1)
+            )
+
+    def release(self, follower: Follower) -> None:
+        """Take back what `follower` gave."""
+        self._idle.append(follower)
 
     def track(self, frames: Iterable[np.ndarray]) -> Iterator[Face | None]:
         """One face (or None) a frame of a video of one speaker; streams.
@@ -170,6 +194,42 @@ class FaceMesh:
                 else:
                     faces = self._in_whole(frame)
                     yield faces[0] if faces else None
+
+
+class Follower:
+    """Follows one face of several along a video, in a square window around it.
+
+    What it finds depends on the frames since `start` alone, not on what it followed before.
+    """
+
+    def __init__(self, graph: Any) -> None:
+        self._graph = graph
+        self.window = Box(0, 0, 1)
+
+    def start(self, window: Box) -> None:
+        """Forget the face; look for one in `window` from the next frame on."""
+        self.window = window
+        with _quiet_stderr():  # a graph that starts anew chatters as one that is built
+            self._graph.reset()
+            _warm_up(self._graph)
+
+    def __call__(self, image: np.ndarray) -> np.ndarray | None:
+        """The face's landmarks (478, 3) in pixels of a frame (H, W, 3) uint8 RGB; None where it is not found."""
+        window = self.window
+        side = int(np.clip(round(window.side), *WINDOW_PIXELS))
+        found = self._graph.process(crop(image, window, side)).multi_face_landmarks
+        if not found:
+            return None
+        points = _points(found[0]) * np.float32(window.side) + np.array([window.x0, window.y0, 0], np.float32)
+        low, high = points[:, :2].min(0), points[:, :2].max(0)
+        margin, height = WINDOW_MARGIN * window.side, float(high[1] - low[1])
+        corner = np.array([window.x0, window.y0])
+        inside = (low >= corner + margin).all() and (high <= corner + window.side - margin).all()
+        if not inside or not WINDOW_SHARES[0] < height / window.side < WINDOW_SHARES[1]:
+            reach = float((high - low).max())
+            x, y = (low + high) / 2 - WINDOW_SCALE * reach / 2
+            self.start(Box(float(x), float(y), WINDOW_SCALE * reach))
+        return points
 
 
 def _warm_up(graph: Any) -> None:
@@ -202,6 +262,15 @@ def _detect(detector: Any, image: np.ndarray, x0: int = 0, y0: int = 0) -> list[
         top = y0 + (rel.ymin + rel.height / 2) * height - side / 2
         found.append((float(detection.score[0]), Box(left, top, side)))
     return found
+
+
+def _apart(found: list[tuple[float, Box]]) -> list[Box]:
+    """Boxes of detections (confidence, box), the surest first, each face once: tiles and detectors overlap."""
+    boxes: list[Box] = []
+    for _, box in sorted(found, key=lambda hit: -hit[0]):
+        if not any(_holds_centre(kept, box) for kept in boxes):
+            boxes.append(box)
+    return boxes
 
 
 def _holds_centre(box: Box, other: Box) -> bool:
@@ -328,6 +397,22 @@ def _ramp(start: int, stop: int, limit: int, width: float) -> np.ndarray:
     right = np.ones_like(at) if stop >= limit else np.clip((stop - at) / width, 0, 1)
     t = np.minimum(left, right)
     return t * t * (3 - 2 * t)
+
+
+@lru_cache(maxsize=1)
+def mirror_points() -> np.ndarray:
+    """(478,) index of every mesh point's mirror point: nearest to where the symmetric mean face mirrors it to."""
+    face = np.load(CANONICAL_FILE)
+    distance = np.linalg.norm((face * [-1, 1])[:, None] - face, axis=-1)
+    return distance.argmin(1)
+
+
+def mirrored_landmarks(landmarks: np.ndarray) -> np.ndarray:
+    """Landmarks (..., 478, 2 or 3) in a crop's [-1, 1] as the mesh finds them in the mirrored crop: x negated, the
+    points of the left half in the place of those of the right."""
+    flipped = landmarks[..., mirror_points(), :].copy()
+    flipped[..., 0] *= -1
+    return flipped
 
 
 # Measures. All take landmarks (..., 478, 3) in any unit in which x, y and z agree, and are free of scale.

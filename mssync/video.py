@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -122,10 +122,10 @@ def open_media(path: PathLike) -> InputContainer:
     return container
 
 
-def decode(container: InputContainer, stream: Stream, path: PathLike) -> Iterator[Any]:
+def decode(container: InputContainer, stream: Stream, path: PathLike, whole: bool = True) -> Iterator[Any]:
     """Decode the frames of one stream, passing over parts that are damaged.
 
-    Warns at the end if there was damage or if the stream stopped well before its declared length.
+    Warns at the end if there was damage or, with `whole`, if the stream stopped well before its declared length.
     Raises InputError if nothing can be decoded.
     """
     count = damaged = 0
@@ -149,7 +149,7 @@ def decode(container: InputContainer, stream: Stream, path: PathLike) -> Iterato
         raise InputError(f"{path} cannot be decoded: its {stream.type} is empty or damaged")
     if damaged:
         warnings.warn(f"{path} is damaged: {damaged} of its parts could not be decoded", stacklevel=2)
-    elif end - begin < Fraction(9, 10) * declared_seconds(container, stream) - Fraction(1, 2):
+    elif whole and end - begin < Fraction(9, 10) * declared_seconds(container, stream) - Fraction(1, 2):
         seconds = float(end - begin)
         warnings.warn(f"{path} ends early, after {seconds:.1f} seconds of {stream.type}", stacklevel=2)
 
@@ -206,22 +206,29 @@ class VideoReader:
     round(25 x duration) frames, give or take one; a video of 25 fps gives its own frames, no more and no
     fewer.
 
+    Args:
+        path: the file
+        start, stop: read this part of it alone, in seconds from its first frame (stop: None for its end)
+
     Attributes:
         path: the file
         width, height: pixels, after the rotation that the file asks for and with square pixels
-        duration: seconds of picture
+        duration: seconds of picture, of the whole file
         has_audio: whether there is a sound track
 
     Raises InputError: missing, unreadable or empty file, not a video, no picture (also sound with cover art),
     truncated, nothing decodes. Warns, when iterated, if parts are damaged.
     """
 
-    def __init__(self, path: PathLike) -> None:
+    def __init__(self, path: PathLike, start: float = 0.0, stop: float | None = None) -> None:
         self.path = Path(path)
+        self.start = Fraction(start).limit_denominator(1000)
+        self.count = None if stop is None else max(0, round((Fraction(stop) - self.start) * FPS))
         with open_media(path) as container:
             stream = _require_picture(container, self.path)
             self.has_audio = bool(container.streams.audio)
             first = next(decode(container, stream, self.path))
+            self._origin = None if first.pts is None else first.pts * first.time_base
             self._matrix = _display_matrix(first)
             aspect = stream.sample_aspect_ratio or Fraction(1)
             self._size = (max(1, round(first.width * aspect)), first.height)
@@ -233,7 +240,12 @@ class VideoReader:
         with open_media(self.path) as container:
             stream = _require_picture(container, self.path)
             stream.thread_type = "AUTO"
-            for frame in on_grid(_timed(decode(container, stream, self.path), stream)):
+            frames = decode(container, stream, self.path, whole=not self.start)
+            if self.start and self._origin is not None and stream.time_base is not None:
+                # To the keyframe before it; frames that end before the start are passed over by `on_grid`.
+                container.seek(int((self._origin + self.start) / stream.time_base), stream=stream)
+            timed = _timed(frames, stream, self._origin, self.start)
+            for frame in islice(on_grid(timed), self.count):
                 yield orient(self._rgb(frame), self._matrix)
 
     def _rgb(self, frame: VideoFrame) -> RGB:
@@ -265,18 +277,19 @@ def on_grid(frames: Iterable[tuple[Fraction, Fraction, T]]) -> Iterator[T]:
             yield shown
 
 
-def _timed(frames: Iterable[VideoFrame], stream: VideoStream) -> Iterator[tuple[Fraction, Fraction, VideoFrame]]:
-    """Give each frame its start, relative to the first frame, and its duration in seconds."""
+def _timed(
+    frames: Iterable[VideoFrame], stream: VideoStream, origin: Fraction | None, zero: Fraction
+) -> Iterator[tuple[Fraction, Fraction, VideoFrame]]:
+    """Give each frame its start, relative to `zero` seconds after the first frame (at `origin`), and its duration."""
     step = 1 / (stream.average_rate or Fraction(FPS))
-    origin: Fraction | None = None
-    start = -step
+    start = -step - zero
     for frame in frames:
         if frame.pts is None or frame.time_base is None:
             start += step
         else:
             time = frame.pts * frame.time_base
             origin = time if origin is None else origin
-            start = max(time - origin, start)
+            start = max(time - origin - zero, start)
         duration = frame.duration * frame.time_base if frame.duration and frame.time_base else step
         yield start, duration, frame
 

@@ -10,8 +10,9 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from mssync.audio import AUDIO_PER_VIDEO
+from mssync.audio import AUDIO_PER_VIDEO, features
 from mssync.data.clips import Clip
 from mssync.errors import written_whole
 from mssync.faces import mouth_opening
@@ -26,11 +27,11 @@ QUIETEST = -12.0  # log energy: what is less is silence
 
 
 def estimate(folder: str | Path, clips: list[Clip]) -> dict[str, int]:
-    """Measure and write offsets.json; needs motion files (for their audio features). Returns what was written."""
+    """Measure and write offsets.json. Returns what was written."""
     curves: dict[str, list[tuple[Clip, np.ndarray]]] = {}
     for clip in clips:
-        with np.load(Path(folder) / f"{clip.entry.name}.motion.npz") as data:
-            loudness = data["audio"].clip(QUIETEST).mean(1).reshape(-1, AUDIO_PER_VIDEO).mean(1)
+        audio = _loudness_features(clip)
+        loudness = audio.clip(QUIETEST).mean(1).reshape(-1, AUDIO_PER_VIDEO).mean(1)
         mouth = mouth_opening(clip.landmarks[: len(loudness)])
         if len(mouth) > 2 * FPS and mouth.std() > MIN_SPREAD:
             curves.setdefault(clip.entry.corpus, []).append((clip, lag_curve(mouth, loudness)))
@@ -45,6 +46,11 @@ def estimate(folder: str | Path, clips: list[Clip]) -> dict[str, int]:
     with written_whole(Path(folder) / OFFSETS, ".json") as temporary:
         temporary.write_text(json.dumps(offsets, indent=1, sort_keys=True))
     return offsets
+
+
+def _loudness_features(clip: Clip) -> np.ndarray:
+    """(4T, 26) log energies of a clip's sound, whatever kind of features it was prepared with."""
+    return features(torch.from_numpy(clip.waveform), "logfbank", len(clip)).numpy()
 
 
 def lag_curve(mouth: np.ndarray, loudness: np.ndarray) -> np.ndarray:

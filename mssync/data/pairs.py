@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mssync.data.clips import Clip
-from mssync.data.prepare import SIZE
+from mssync.data.clips import SIZE, Clip
 from mssync.faces import mouth_opening
 from mssync.reenact.guidance import FLIPPED, LOWER_LIP, UPPER_LIP, landmark_motion
 
@@ -57,7 +56,6 @@ class FramePairs(Dataset):
             "driving_motion": torch.from_numpy(change.guidance(marks)),
             "weight": torch.from_numpy(weight_map(change.seen(marks)))[None],
         }
-
 
     @staticmethod
     def _times(clip: Clip, rng: np.random.Generator) -> tuple[int, int]:

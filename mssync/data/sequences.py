@@ -1,13 +1,15 @@
 """Motion and audio of prepared clips, for training syncers and generator.
 
-`extract` runs a reenactor's keypoint detector over every frame (and over the mirrored frame, for augmentation)
-and keeps the result beside the clip as ``NAME.motion.npz``: motion, mirrored (T, 10, 6) float32 and audio
-(4T, 26) float32 log filter-bank energies (or MFCC).
+`extract` runs a reenactor's keypoint detector over every frame (and over the mirrored frame, for augmentation) and
+keeps the result beside the shards, as ``motion/SHARD.tar`` with a ``KEY.motion.npz`` for every clip: motion, mirrored
+(T, 10, 6) float32, audio (4T, 26) float32 (log filter-bank energies or MFCC) and made_by, which reenactor's motion and
+what kind of audio features this is. ``preprocess --model`` puts the same file into the shards themselves.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,14 +19,17 @@ from torch import Tensor
 
 from mssync.audio import AUDIO_PER_VIDEO, features
 from mssync.config import AugmentationConfig
-from mssync.data.clips import Clip, read_clips
+from mssync.data import shards
+from mssync.data.clips import SPLITS, Clip, read_clips
 from mssync.data.offsets import OFFSETS
 from mssync.data.offsets import estimate as estimate_offsets
 from mssync.errors import InputError, written_whole
+from mssync.faces import mirrored_landmarks
 from mssync.motion import smooth
 from mssync.reenact import Reenactor, motion_space
 
-SPLITS = ("train", "val", "test")
+MOTION = "motion"  # the folder of what `extract` makes, in the prepared folder
+BATCH = 32  # frames
 
 
 @dataclass
@@ -47,34 +52,79 @@ class Sequence:
         return len(self.motion)
 
 
-def extract(folder: str | Path, reenactor: Reenactor, audio_kind: str, batch: int = 32) -> None:
-    """Write NAME.motion.npz for every clip of a prepared folder that has none of this detector and audio kind, and
-    offsets.json, by how much sounds are late."""
+def extract(folder: str | Path, reenactor: Reenactor, audio_kind: str) -> None:
+    """Write motion/SHARD.tar for every shard of a prepared folder that has no motion of this detector and audio kind,
+    and offsets.json, by how much sounds are late. A stopped run goes on with the shard where it was."""
     from rich.progress import track
 
     clips = [clip for split in SPLITS for clip in _clips(folder, split)]
     made_by = f"{motion_space(reenactor)} {audio_kind}"
-    for clip in track(clips, "extracting motion"):
-        target = Path(folder) / f"{clip.entry.name}.motion.npz"
-        if target.exists() and _made_by(target) == made_by:
+    by_shard: dict[str, list[Clip]] = {}
+    for clip in clips:
+        by_shard.setdefault(clip.entry.shard, []).append(clip)
+    (Path(folder) / MOTION).mkdir(exist_ok=True)
+    for name, members in by_shard.items():
+        if all(_made_by(clip) == made_by for clip in members):
             continue
-        motion, mirrored = [], []
-        for start in range(0, len(clip), batch):
-            frames = np.stack([clip.frame(t) for t in range(start, min(start + batch, len(clip)))])
-            images = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
-            with torch.inference_mode():
-                motion.append(reenactor.keypoints(images))
-                mirrored.append(reenactor.keypoints(images.flip(3)))
-        audio = features(torch.from_numpy(clip.waveform), audio_kind, len(clip))
-        arrays = {"motion": torch.cat(motion).numpy(), "mirrored": torch.cat(mirrored).numpy()}
-        with written_whole(target, ".npz") as temporary:
-            np.savez(temporary, audio=audio.numpy(), made_by=np.array(made_by), **arrays)
+        with written_whole(_beside(members[0]), ".tar") as temporary, shards.create(temporary) as archive:
+            for clip in track(members, f"extracting motion: {name}"):
+                audio = features(torch.from_numpy(clip.waveform), audio_kind, len(clip)).numpy()
+                arrays = motion_arrays(reenactor, made_by, clip.frame, clip.landmarks, audio)
+                shards.add_bytes(archive, _member(clip), shards.npz(**arrays))
     estimate_offsets(folder, clips)
 
 
-def _made_by(path: Path) -> str:
-    with np.load(path) as data:
-        return str(data["made_by"])
+def motion_arrays(
+    reenactor: Reenactor,
+    made_by: str,
+    frame: Callable[[int], np.ndarray],
+    landmarks: np.ndarray,
+    audio: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """What KEY.motion.npz holds (see above), of a clip whose pictures `frame(t)` gives, (256, 256, 3) uint8.
+
+    landmarks: (T, 478, 3) in [-1, 1], which the reenactor may use; audio: (4T, 26).
+    """
+    motion, mirrored = [], []
+    for start in range(0, len(landmarks), BATCH):
+        times = range(start, min(start + BATCH, len(landmarks)))
+        images = torch.from_numpy(np.stack([frame(t) for t in times])).permute(0, 3, 1, 2).float() / 255
+        here = landmarks[start : times.stop].astype(np.float32)
+        with torch.inference_mode():
+            motion.append(reenactor.keypoints(images, torch.from_numpy(here)))
+            mirrored.append(reenactor.keypoints(images.flip(3), torch.from_numpy(mirrored_landmarks(here))))
+    return {
+        "motion": torch.cat(motion).numpy(),
+        "mirrored": torch.cat(mirrored).numpy(),
+        "audio": audio,
+        "made_by": np.array(made_by),
+    }
+
+
+def read_motion(clip: Clip) -> dict[str, np.ndarray]:
+    """What KEY.motion.npz of a clip holds: the one that `extract` made, or else the one in its shard.
+
+    Raises InputError when there is neither.
+    """
+    for path in (_beside(clip), clip.shard):
+        if path.is_file() and _member(clip) in shards.members(path):
+            return shards.read_npz(path, _member(clip))
+    raise InputError(f"{clip.folder}: no motion of {clip.entry.name}; run `mssync extract` on this folder first")
+
+
+def _beside(clip: Clip) -> Path:
+    return clip.folder / MOTION / clip.entry.shard
+
+
+def _member(clip: Clip) -> str:
+    return f"{clip.entry.name}.motion.npz"
+
+
+def _made_by(clip: Clip) -> str | None:
+    try:
+        return str(read_motion(clip)["made_by"])
+    except InputError:
+        return None
 
 
 def _clips(folder: str | Path, split: str) -> list[Clip]:
@@ -96,12 +146,9 @@ def read_sequences(folder: str | Path, split: str, min_frames: int, taps: int = 
     table = Path(folder) / OFFSETS
     offsets = json.loads(table.read_text()) if table.exists() else {}
     for clip in read_clips(folder, split):
-        path = Path(folder) / f"{clip.entry.name}.motion.npz"
-        if not path.exists():
-            raise InputError(f"{path}: missing; run `mssync extract` on this folder first")
-        with np.load(path) as data:
-            motion, mirrored = (smooth(data[key], taps).reshape(-1, 60) for key in ("motion", "mirrored"))
-            audio, made_by = data["audio"], str(data["made_by"])
+        data = read_motion(clip)
+        motion, mirrored = (smooth(data[key], taps).reshape(-1, 60) for key in ("motion", "mirrored"))
+        audio, made_by = data["audio"], str(data["made_by"])
         late = int(offsets.get(clip.entry.name, 0))
         motion, mirrored, audio = _aligned(motion, mirrored, audio, late)
         if len(motion) >= min_frames:

@@ -69,7 +69,8 @@ def train(
     parts = _build(config, sequences, load_syncers(syncers, settings.sync_reduction))
     start = int(run.restore(_stored(parts)).get("step", 0))
     parts = _distribute(fabric, parts)
-    moving = [s for s in sequences if not s.stabilised]  # a stabilised clip has no head motion to learn from
+    # A stabilised clip has no head motion to learn from; where there are no others, faces are all that moves.
+    moving = [s for s in sequences if not s.stabilised] or sequences
     batches = SequenceBatches(moving, settings.frames, settings.batch, 0, config.augmentation)
     checks = validation_batches(
         data, sequences, settings.frames, settings.batch, VALIDATION_BATCHES, config.augmentation.smooth
