@@ -13,7 +13,7 @@ import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import islice
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
@@ -122,45 +122,20 @@ def end_after(seconds: int) -> None:
         signal.alarm(seconds)
 
 
-def on_ray(task: Task, items: Iterable[Item], address: str, workers: int | None) -> Iterator[tuple[Item, str | None]]:
-    """As `in_processes`, by Ray. address: "local" starts it here with so many workers, "auto" or HOST:PORT joins a
-    cluster, of which `workers` tasks are used at a time (two a core unless given).
+@contextmanager
+def cluster(address: str | None, workers: int | None) -> Iterator[Any]:
+    """Ray, connected until the block ends; None without an address.
 
+    address: "local" starts Ray on this machine with so many workers, "auto" or HOST:PORT joins a cluster.
     Raises InputError when Ray is not installed, or there is no cluster at the address.
     """
-    ray = _connect(address, workers)
-    try:
-        remote = ray.remote(num_cpus=1, max_retries=TRIES - 1)(_quietly)
-        limit = workers or max(1, 2 * int(ray.cluster_resources().get("CPU", 1)))
-        waiting, shared = iter(items), ray.put(task)
-        pending: dict[Any, Item] = {}
-        while True:
-            pending.update((remote.remote(shared, item), item) for item in islice(waiting, limit - len(pending)))
-            if not pending:
-                return
-            done, _ = ray.wait(list(pending))
-            item = pending.pop(done[0])
-            try:
-                ray.get(done[0])
-            except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
-                yield item, DIED
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause if isinstance(error.cause, Exception) else RuntimeError(str(error)) from None
-            else:
-                yield item, None
-    finally:
-        ray.shutdown()
-
-
-def _quietly(task: Task, item: Any) -> None:
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)  # C++ libraries are talkative
-    task(item)
-
-
-def _connect(address: str, workers: int | None) -> Any:
+    if address is None:
+        yield None
+        return
     if importlib.util.find_spec("ray") is None:
         raise InputError('--ray needs Ray; install it with: pip install "mssync[ray]"')
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns of what it will do one day
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
     where = {"num_cpus": workers, "include_dashboard": False} if address == "local" else {"address": address}
@@ -168,4 +143,35 @@ def _connect(address: str, workers: int | None) -> Any:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **where)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise InputError(f"--ray {address}: no Ray cluster there ({str(error).splitlines()[0]})") from error
-    return ray
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def on_ray(task: Task, items: Iterable[Item], ray: Any, workers: int | None) -> Iterator[tuple[Item, str | None]]:
+    """As `in_processes`, by a connected Ray. workers: tasks at a time, two a core of the cluster unless given."""
+    remote = ray.remote(num_cpus=1, max_retries=TRIES - 1)(_quietly)
+    limit = workers or max(1, 2 * int(ray.cluster_resources().get("CPU", 1)))
+    waiting, shared = iter(items), ray.put(task)
+    pending: dict[Any, Item] = {}
+    while True:
+        pending.update((remote.remote(shared, item), item) for item in islice(waiting, limit - len(pending)))
+        if not pending:
+            return
+        done, _ = ray.wait(list(pending))
+        item = pending.pop(done[0])
+        try:
+            ray.get(done[0])
+        except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
+            yield item, DIED
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause if isinstance(error.cause, Exception) else RuntimeError(str(error)) from None
+        else:
+            yield item, None
+
+
+def _quietly(task: Task, item: Any) -> None:
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)  # C++ libraries are talkative
+    task(item)
