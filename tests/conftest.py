@@ -99,6 +99,32 @@ def _encode_sound(container, stream, samples: NDArray, rate: int, layout: str, s
         container.mux(stream.encode(frame))
 
 
+@pytest.fixture(scope="session")
+def portrait() -> NDArray[np.uint8]:
+    """A real face (320, 320, 3): the astronaut, about 130 pixels from forehead to chin, right of the middle."""
+    data = pytest.importorskip("skimage.data")
+    return np.ascontiguousarray(data.astronaut()[:320, 60:380])
+
+
+@pytest.fixture(scope="session")
+def film(portrait: NDArray[np.uint8]) -> Callable[..., Path]:
+    """film(path, seconds=2.4, pictures=None) writes a video with noise for speech.
+
+    pictures: (H, W, 3) uint8, one a frame; the portrait, moving a little, unless given.
+    """
+    from mssync.video import write_video
+
+    def make(path: Path, seconds: float = 2.4, pictures: Sequence[NDArray[np.uint8]] | None = None) -> Path:
+        if pictures is None:
+            shifts = [round(4 * np.sin(t / 5)) for t in range(round(25 * seconds))]
+            pictures = [np.roll(portrait, shift, 1) for shift in shifts]
+        sound = 0.1 * np.random.default_rng(len(pictures)).standard_normal(640 * len(pictures))
+        write_video(path, pictures, sound.astype(np.float32))
+        return path
+
+    return make
+
+
 @pytest.fixture
 def unprivileged() -> Iterator[Path]:
     """A folder that may be listed only, and a user whom permissions bind (tests may run as root)."""

@@ -11,7 +11,7 @@ import torch
 from mssync.config import AugmentationConfig
 from mssync.data.clips import read_clips
 from mssync.data.offsets import MAX_LAG, lag_curve
-from mssync.data.prepare import fill_gaps, prepare
+from mssync.data.prepare import prepare
 from mssync.data.sequences import (
     Sequence,
     SequenceBatches,
@@ -20,23 +20,6 @@ from mssync.data.sequences import (
     jittered,
 )
 from mssync.errors import InputError
-from mssync.faces import Face
-
-
-def marks(value: float) -> Face:
-    return Face(np.full((478, 3), value, np.float32))
-
-
-def test_short_gaps_are_interpolated() -> None:
-    faces: list[Face | None] = [marks(float(t)) for t in range(40)]
-    faces[0] = faces[10] = faces[11] = faces[39] = None
-    filled = fill_gaps(faces)
-    assert filled is not None
-    np.testing.assert_allclose(filled[:, 0, 0], [1, *range(1, 39), 38])
-
-
-def test_many_gaps_drop_the_clip() -> None:
-    assert fill_gaps([marks(0)] * 8 + [None] * 2) is None
 
 
 def test_late_sound_is_moved_back() -> None:
@@ -86,7 +69,8 @@ def test_folders_that_are_not_prepared(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="mssync preprocess"):
         read_clips(tmp_path, "train")
     with pytest.raises(InputError, match="no videos in this folder"):
-        prepare(tmp_path, tmp_path / "out")
+        prepare([tmp_path], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("late", [-4, 0, 3])

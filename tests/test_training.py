@@ -58,9 +58,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(row | {"file": str(data_dir / row["file"])} for row in rows)
-    counts = prepare(folder / "manifest.csv", folder / "prepared", workers=1)
-    assert counts == {"kept": CLIPS}
-    assert prepare(folder / "manifest.csv", folder / "prepared", workers=1) == counts  # nothing is done twice
+    totals = prepare([folder / "manifest.csv"], folder / "prepared", processes=1)
+    assert (totals["kept"], totals["dropped"]) == (CLIPS, {})
+    assert prepare([folder / "manifest.csv"], folder / "prepared") == totals  # nothing is done twice
     torch.manual_seed(0)
     extract(folder / "prepared", CompactReenactor(8, 8, 8, 1).eval(), "logfbank")
     return folder / "prepared"

@@ -18,16 +18,17 @@ from mssync.motion import gaussian
 from mssync.video import FPS, RGB
 
 # Scene cuts: a frame whose small picture differs from the one before by more than MIN_CUT grey levels and CUT_RATIO
-# times as much as its neighbours differ, and for good: a flash is no cut.
+# times as much as its neighbours differ, and that stays away from what was before: a flash is no cut.
 SMALL = (48, 27)  # size of the small picture
 MIN_CUT, CUT_RATIO = 10.0, 4.0
 LOOK = 5  # frames to both sides
-LASTING = 3  # frames after a cut at which the picture must still differ from that before it
+LASTING = 3  # frames after a cut at which the picture must still differ from as many before it
 
 # Tracks
 CHECK, SEARCH = 12, 4  # a picture is searched for faces every so many frames; the second while one is missing
 MAX_GAP = FPS  # frames without the face after which its track ends
 MIN_OVERLAP = 0.3  # intersection over union of a face in two frames in a row: less is another face
+NEAR = 0.1  # likewise of a face that was lost and one that is found: more is the same face
 SAME_FACE = 0.5  # of two tracks' faces in one frame: more is the same face, tracked twice
 LONGEST = 120 * FPS  # frames: longer tracks are parted evenly, so that a sample fits into memory
 
@@ -95,18 +96,17 @@ def find_tracks(frames: Iterable[RGB], mesh: FaceMesh) -> tuple[list[Track], int
 def scenes(frames: Iterable[RGB]) -> Iterator[tuple[RGB, bool]]:
     """Frames, each with whether it begins a new scene (the first one does not). A few frames behind."""
     ahead: deque[tuple[RGB, np.ndarray, float]] = deque()  # frame, small picture, change from the one before
-    past: deque[float] = deque(maxlen=LOOK)
-    before: np.ndarray | None = None  # the small picture before the first of `ahead`
+    changes: deque[float] = deque(maxlen=LOOK)  # of the frames before the first of `ahead`
+    before: deque[np.ndarray] = deque(maxlen=LASTING)  # their small pictures
     last: np.ndarray | None = None
 
     def leave() -> tuple[RGB, bool]:
-        nonlocal before
         frame, small, change = ahead.popleft()
-        later = [c for _, _, c in ahead]
-        kept = ahead[min(LASTING, len(ahead)) - 1][1] if ahead else small
-        cut = before is not None and _is_cut(change, [*past, *later], _difference(kept, before))
-        past.append(change)
-        before = small
+        after = ahead[min(LASTING, len(ahead)) - 1][1] if ahead else small
+        lasting = min((_difference(after, picture) for picture in before), default=0.0)
+        cut = _is_cut(change, [*changes, *(c for _, _, c in ahead)], lasting)
+        changes.append(change)
+        before.append(small)
         return frame, cut
 
     for frame in frames:
@@ -193,7 +193,7 @@ class _Search:
             centre = np.array([box.x0, box.y0]) + box.side / 2
             if any(_holds(_box(run.last), centre) for run in self.runs if run.last is not None and not run.lost):
                 continue
-            gone = next((r for r in self.runs if r.lost and _holds(_window(r.follower.window), centre)), None)
+            gone = next((r for r in self.runs if r.lost and _is_near(box, r.last)), None)
             if gone is None:
                 gone = _Run(self.mesh.follower(), self.time)
                 self.runs.append(gone)
@@ -244,8 +244,10 @@ def _box(points: np.ndarray | None) -> np.ndarray:
     return np.concatenate([points[:, :2].min(0), points[:, :2].max(0)])
 
 
-def _window(box: Box) -> np.ndarray:
-    return np.array([box.x0, box.y0, box.x0 + box.side, box.y0 + box.side])
+def _is_near(box: Box, points: np.ndarray | None) -> bool:
+    """Whether a detection may be the face that was last seen with these landmarks."""
+    corner = np.array([box.x0, box.y0]) + box.side / 4  # the face fills half of the box
+    return points is not None and _overlap(np.concatenate([corner, corner + box.side / 2]), _box(points)) > NEAR
 
 
 def _holds(bounds: np.ndarray, point: np.ndarray) -> bool:

@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -134,6 +135,7 @@ def cluster(address: str | None, workers: int | None) -> Iterator[Any]:
         return
     if importlib.util.find_spec("ray") is None:
         raise InputError('--ray needs Ray; install it with: pip install "mssync[ray]"')
+    _check_address(address)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns of what it will do one day
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
@@ -147,6 +149,19 @@ def cluster(address: str | None, workers: int | None) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Raise InputError unless somebody answers at HOST:PORT: Ray would try for two minutes and then end the process."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if address in ("local", "auto"):
+        return
+    if not colon or not port.isdigit():
+        raise InputError(f"--ray {address}: give local, auto, or HOST:PORT")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise InputError(f"--ray {address}: no Ray cluster there ({error.strerror or error})") from error
 
 
 def on_ray(task: Task, items: Iterable[Item], ray: Any, workers: int | None) -> Iterator[tuple[Item, str | None]]:
