@@ -199,6 +199,13 @@ MISTAKES = {
     ),
     "unknown configuration": ([*TRAIN_SYNCER, "--data", "IN", "--run", "r", "--config", "huge"], "compact"),
     "nothing to prepare": (["preprocess", "IN/nowhere", "-o", "prepared"], "nowhere"),
+    "unknown style": (["preprocess", "IN", "-o", "prepared", "--style", "round"], "centred"),
+    "unknown layout": (["preprocess", "IN", "-o", "prepared", "--layout", "lrs3"], "voxceleb2"),
+    "another layout": (["preprocess", "IN", "-o", "prepared", "--layout", "hdtf"], "hdtf"),
+    "nobody to train on": (["preprocess", "IN", "-o", "prepared", "--val", "1"], "shares"),
+    "no model": (["preprocess", "IN", "-o", "prepared", "--model", "IN/other.npz"], "other.npz"),
+    "preparing into a file": (["preprocess", "IN", "-o", "IN/face.png"], "is a file"),
+    "no cluster": (["preprocess", "IN", "-o", "prepared", "--ray", "127.0.0.1:9"], "ray"),
 }
 
 
@@ -212,6 +219,18 @@ def test_mistakes_are_one_line_and_leave_nothing(run, files, tmp_path, case) -> 
     assert result.stderr.count("\n") == 1, result.stderr
     assert expected in result.stderr
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_preprocess_tells_what_it_did(run, files, tmp_path) -> None:
+    result = run("preprocess", files / "driving.mp4", files / "text.jpg", "-o", tmp_path / "out")
+    assert (result.exit_code, "text.jpg" in result.stderr) == (2, True)
+    result = run("preprocess", files / "driving.mp4", "-o", tmp_path / "out", "--workers", 1, "--min-seconds", 0.2)
+    assert result.exit_code == 0, result.output
+    assert "1 sources" in result.output
+    assert "dropped:" in result.output
+    result = run("preprocess", files / "driving.mp4", "-o", tmp_path / "out", "--style", "centred")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "another value of" in result.stderr
 
 
 def test_failure_half_way_leaves_nothing(run, files, tmp_path, monkeypatch) -> None:

@@ -253,6 +253,27 @@ def test_25_fps_gives_exactly_the_frames_of_the_file(make_video, name, codec):
     assert len(expected) == 30
 
 
+@pytest.mark.parametrize("rate", [25, 30, Fraction(24000, 1001)])
+@pytest.mark.parametrize(("start", "stop"), [(0, 0.4), (0.4, 1.2), (1.24, 1.52), (0.6, None), (1, 99), (0.01, 0.5)])
+def test_a_part_of_a_video_is_that_part_of_its_frames(make_video, rate, start, stop):
+    times = [Fraction(k) / Fraction(rate) for k in range(55)]
+    path = make_video("a.mp4", LEVELS, times, rate=rate)
+    whole = [int(frame.mean()) for frame in VideoReader(path)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a part is no damaged file
+        part = [int(frame.mean()) for frame in VideoReader(path, start, stop)]
+    first = round(start * 25)
+    wanted = whole[first : None if stop is None else round(stop * 25)]
+    assert abs(len(part) - len(wanted)) <= (start == 0.01 or stop is None or stop == 99)
+    # at starts between two frames the nearest one may be another
+    assert all(abs(one - two) <= (4 if start == 0.01 else 1) for one, two in zip(part, wanted, strict=False))
+
+
+def test_a_part_behind_the_end(make_video):
+    path = make_video("a.mp4", LEVELS, [k / 25 for k in range(55)])
+    assert len(list(VideoReader(path, 50, 60))) <= 1
+
+
 @pytest.mark.parametrize("rate", [Fraction(30000, 1001), 30, 50, 60, 15, Fraction(24000, 1001)])
 def test_other_frame_rates(make_video, rate):
     times = [k / Fraction(rate) for k in range(54)]
