@@ -209,6 +209,7 @@ class VideoReader:
     Args:
         path: the file
         start, stop: read this part of it alone, in seconds from its first frame (stop: None for its end)
+        threads: whether to decode with several; what they make of damaged parts differs from time to time
 
     Attributes:
         path: the file
@@ -220,8 +221,9 @@ class VideoReader:
     truncated, nothing decodes. Warns, when iterated, if parts are damaged.
     """
 
-    def __init__(self, path: PathLike, start: float = 0.0, stop: float | None = None) -> None:
+    def __init__(self, path: PathLike, start: float = 0.0, stop: float | None = None, threads: bool = True) -> None:
         self.path = Path(path)
+        self.threads = threads
         self.start = Fraction(start).limit_denominator(1000)
         self.count = None if stop is None else max(0, round((Fraction(stop) - self.start) * FPS))
         with open_media(path) as container:
@@ -239,7 +241,10 @@ class VideoReader:
     def __iter__(self) -> Iterator[RGB]:
         with open_media(self.path) as container:
             stream = _require_picture(container, self.path)
-            stream.thread_type = "AUTO"
+            if self.threads:
+                stream.thread_type = "AUTO"
+            else:
+                stream.codec_context.thread_count = 1
             frames = decode(container, stream, self.path, whole=not self.start)
             if self.start and self._origin is not None and stream.time_base is not None:
                 # To the keyframe before it; frames that end before the start are passed over by `on_grid`.

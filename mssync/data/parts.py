@@ -96,13 +96,14 @@ class Task(NamedTuple):
 def process(task: Task, settings: Settings, parts: Path) -> None:
     """Write the part of a job. A video that cannot be used leaves one as well, with the reason in its record."""
     job, folder = task.job, parts / task.shard
+    tools = _tools(settings.model)  # what fails here is no fault of the video
     with tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch, warnings.catch_warnings(record=True) as noted:
         warnings.simplefilter("always")
         workers.end_after(_time_limit(job.path))
         try:
-            clips, rows = _clips_of(job, settings, Path(scratch), f"{task.shard}.tar")
+            clips, rows = _clips_of(job, settings, tools, Path(scratch), f"{task.shard}.tar")
         except Exception as error:  # what broken files make decoders raise
-            if isinstance(error, OSError) and error.errno in FULL_DISK:
+            if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in FULL_DISK):
                 raise
             reason, detail = _told(error, job.path)
             clips, rows = [], [dropped(job, reason, detail)]
@@ -177,9 +178,12 @@ def _add(part: tarfile.TarFile, name: str, content: bytes | Path) -> None:
             shards.add(part, name, file, content.stat().st_size)
 
 
+_Tools = tuple[FaceMesh, Any, str]  # the face mesh, the reenactor (None without a model) and its motion space
+
+
 @lru_cache(maxsize=1)
-def _tools(model: str | None) -> tuple[FaceMesh, Any, str]:
-    """The face mesh, the reenactor (None without a model) and its motion space; building them takes a second."""
+def _tools(model: str | None) -> _Tools:
+    """The tools of this process; building them takes a second."""
     import cv2
     import torch
 
@@ -198,7 +202,7 @@ class _Seen:
     """The frames of a job, cut to its region; iterate as often as needed. x, y: the region's corner in the source."""
 
     def __init__(self, job: Job) -> None:
-        self.reader = VideoReader(job.path, job.start, job.stop)
+        self.reader = VideoReader(job.path, job.start, job.stop, threads=False)
         if not self.reader.has_audio:
             raise _Dropped(NO_SOUND, "")
         self.x, self.y, self.width, self.height = 0, 0, self.reader.width, self.reader.height
@@ -215,9 +219,9 @@ class _Seen:
             yield np.ascontiguousarray(frame[self.y : self.y + self.height, self.x : self.x + self.width])
 
 
-def _clips_of(job: Job, settings: Settings, scratch: Path, shard: str) -> tuple[list[_Clip], list[Row]]:
-    """The samples of a job's tracks, in order, and a row for each track."""
-    mesh, reenactor, space = _tools(settings.model)
+def _clips_of(job: Job, settings: Settings, tools: _Tools, scratch: Path, shard: str) -> tuple[list[_Clip], list[Row]]:
+    """The samples of a job's tracks, in order, and a row for each track. scratch: a folder for what gets large."""
+    mesh, reenactor, space = tools
     seen = _Seen(job)
     waveform = _sound(job)
     tracks, count = find_tracks(seen, mesh)
