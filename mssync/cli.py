@@ -332,7 +332,7 @@ def preprocess(
     sources: Annotated[
         list[Path],
         typer.Argument(
-            metavar="SOURCE…", help="Folders of videos or of a corpus, manifest.csv files.", show_default=False
+            metavar="SOURCE", help="Folders of videos or of a corpus, manifest.csv files, videos.", show_default=False
         ),
     ],
     output: Annotated[

@@ -365,6 +365,32 @@ def test_killed_at_random_and_resumed(videos: Path, prepared: Path, data_dir: Pa
     assert content(out) == content(wanted)
 
 
+def test_interrupted_and_resumed(videos: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    serial(monkeypatch)
+
+    def interrupted(*_: Any) -> Iterator[Any]:
+        raise KeyboardInterrupt
+        yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr(workers, "in_processes", interrupted)
+        with pytest.warns(UserWarning, match="goes on where this one stopped"), pytest.raises(KeyboardInterrupt):
+            prepare.prepare([videos], tmp_path / "data", Settings(per_shard=3))
+    prepare.prepare([videos], tmp_path / "data", Settings(per_shard=3))
+    assert content(tmp_path / "data") == content(prepared)
+
+
+def test_people_in_several_splits_are_told(film: Film, tmp_path: Path) -> None:
+    for name in "ab":
+        film(tmp_path / f"{name}.mp4", 1.0)
+    (tmp_path / "manifest.csv").write_text("file,split,identity\na.mp4,train,ann\nb.mp4,test,ann\n")
+    limits = Limits(min_seconds=0.5)
+    with pytest.warns(UserWarning, match="1 identities were in several splits .*: ann"):
+        totals = prepare.prepare([tmp_path], tmp_path / "out", Settings(limits=limits), processes=1)
+    assert totals["moved_identities"] == ["ann"]
+    assert {entry.split for entry in read_index(tmp_path / "out")} == {"test"}
+
+
 def test_two_runs_do_not_share_a_folder(videos: Path, tmp_path: Path) -> None:
     fcntl = pytest.importorskip("fcntl")
     (tmp_path / "parts").mkdir()

@@ -61,12 +61,12 @@ def prepare(
         _start_folder(out, described)
         if moved:
             names = ", ".join(moved[:3]) + (" …" if len(moved) > 3 else "")
-            warnings.warn(f"{len(moved)} identities were in several splits and are in one now: {names}", stacklevel=2)
+            warnings.warn(f"{len(moved)} identities were in several splits and are in one now: {names}", stacklevel=1)
         with _locked(out):
             try:
                 _work(_planned(jobs, settings.per_shard), settings, out, processes, connected)
             except KeyboardInterrupt:
-                warnings.warn(f"{out} is not complete; the same command goes on where this one stopped", stacklevel=2)
+                warnings.warn(f"{out} is not complete; the same command goes on where this one stopped", stacklevel=1)
                 raise
             return _finish(out, settings, len(jobs), moved)
 
