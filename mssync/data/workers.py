@@ -138,6 +138,8 @@ def cluster(address: str | None, workers: int | None) -> Iterator[Any]:
     _check_address(address)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns of what it will do one day
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address == "local":  # these are the caller's own processes; Ray would give them next to no time beside others
+        os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
 
     where = {"num_cpus": workers, "include_dashboard": False} if address == "local" else {"address": address}
