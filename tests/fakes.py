@@ -37,6 +37,7 @@ class FakeReenactor:
     """Keypoints on a ring around the picture's mean colour; frames are the source."""
 
     rigid = (0, 1, 2, 3)
+    needs_landmarks = False
 
     def __init__(self) -> None:
         self.batches: list[int] = []
@@ -48,7 +49,7 @@ class FakeReenactor:
         ring = ring + (image.mean((1, 2, 3)) - 0.5)[:, None, None]
         return torch.cat([ring, torch.eye(2).flatten().expand(len(image), 10, 4)], -1)
 
-    def prepare(self, source: torch.Tensor) -> torch.Tensor:
+    def prepare(self, source: torch.Tensor, motion: torch.Tensor | None = None) -> torch.Tensor:
         return source
 
     def render(self, state: torch.Tensor, motion: torch.Tensor) -> torch.Tensor:

@@ -23,6 +23,7 @@ from mssync.data.offsets import estimate as estimate_offsets
 from mssync.errors import InputError, written_whole
 from mssync.motion import smooth
 from mssync.reenact import Reenactor, motion_space
+from mssync.reenact.mesh import mirrored as mirrored_marks
 
 SPLITS = ("train", "val", "test")
 
@@ -62,9 +63,10 @@ def extract(folder: str | Path, reenactor: Reenactor, audio_kind: str, batch: in
         for start in range(0, len(clip), batch):
             frames = np.stack([clip.frame(t) for t in range(start, min(start + batch, len(clip)))])
             images = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
+            marks = clip.landmarks[start : start + batch, :, :2]
             with torch.inference_mode():
-                motion.append(reenactor.keypoints(images))
-                mirrored.append(reenactor.keypoints(images.flip(3)))
+                motion.append(reenactor.keypoints(images, torch.from_numpy(marks)))
+                mirrored.append(reenactor.keypoints(images.flip(3), torch.from_numpy(mirrored_marks(marks))))
         audio = features(torch.from_numpy(clip.waveform), audio_kind, len(clip))
         arrays = {"motion": torch.cat(motion).numpy(), "mirrored": torch.cat(mirrored).numpy()}
         with written_whole(target, ".npz") as temporary:
