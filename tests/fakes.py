@@ -51,6 +51,9 @@ class FakeReenactor:
     def prepare(self, source: torch.Tensor) -> torch.Tensor:
         return source
 
+    def prepare_with(self, source: torch.Tensor, motion: torch.Tensor) -> torch.Tensor:
+        return source
+
     def render(self, state: torch.Tensor, motion: torch.Tensor) -> torch.Tensor:
         self.batches.append(len(motion))
         return state.expand(len(motion), -1, -1, -1)

@@ -58,7 +58,6 @@ class FramePairs(Dataset):
             "weight": torch.from_numpy(weight_map(change.seen(marks)))[None],
         }
 
-
     @staticmethod
     def _times(clip: Clip, rng: np.random.Generator) -> tuple[int, int]:
         """Source and driving frame; every other time the one of several driving frames whose mouth differs most.

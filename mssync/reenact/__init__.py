@@ -47,6 +47,10 @@ class Reenactor(Protocol):
         """Everything that depends on the source picture (1, 3, 256, 256) alone."""
         ...
 
+    def prepare_with(self, source: Tensor, motion: Tensor) -> Any:
+        """As `prepare`, with the source's keypoints (1, 10, 6) already known."""
+        ...
+
     def render(self, state: Any, motion: Tensor) -> Tensor:
         """Frames (B, 3, 256, 256) in [0, 1] of the prepared source under motion (B, 10, 6)."""
         ...

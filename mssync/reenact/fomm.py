@@ -90,8 +90,12 @@ class FOMM(nn.Module):
 
     def prepare(self, source: Tensor) -> FOMMSource:
         """Everything of the source (B, 3, H, W) in [0, 1] that does not depend on the driving frame."""
+        return self.prepare_with(source, self.keypoints(source))
+
+    def prepare_with(self, source: Tensor, motion: Tensor) -> FOMMSource:
+        """As prepare, with the source's keypoints (B, 10, 6) already known."""
         return FOMMSource(
-            motion=self.keypoints(source),
+            motion=motion,
             small=self.generator.dense_motion_network.down(source),
             features=self.generator.encode(source),
         )
