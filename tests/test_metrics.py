@@ -12,14 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fakes import FakeMesh, FakeReenactor
+from fakes import FakeClip, FakeMesh, FakeReenactor
 from PIL import Image
 from rich.console import Console
 
 from mssync.animate import Pipeline
-from mssync.data.prepare import Entry
 from mssync.errors import InputError
-from mssync.faces import CHIN
 from mssync.metrics.animation import AnimationFigures, loudness
 from mssync.metrics.animation import summary as animation_summary
 from mssync.metrics.estimates import mean, minimum, ratio
@@ -108,31 +106,6 @@ class Perfect(Copying):
 
     def render(self, state: torch.Tensor, motion: torch.Tensor) -> torch.Tensor:
         return self.frames[motion[:, 0, 0].long()].permute(0, 3, 1, 2).float() / 255
-
-
-class FakeClip:
-    """A noisy head that moves before a still background."""
-
-    def __init__(self, name: str = "clip", frames: int = 12) -> None:
-        self.entry = Entry(name, "val", name, "made up", frames, False, "")
-        rng = np.random.default_rng(0)
-        face = np.concatenate([rng.uniform(-0.3, 0.3, (478, 2)), np.zeros((478, 1))], 1)
-        face[CHIN] = (0, 0.3, 0)
-        shift = np.linspace(0, 0.1, frames)[:, None, None] * np.array([1.0, 0.5, 0.0])
-        self.landmarks = (face + shift).astype(np.float32)
-
-    def __len__(self) -> int:
-        return self.entry.frames
-
-    def marks(self, t: int) -> np.ndarray:
-        return self.landmarks[t, :, :2]
-
-    def frame(self, t: int) -> np.ndarray:
-        picture = np.full((256, 256, 3), 90, np.uint8)
-        noise = np.random.default_rng(t).integers(0, 255, (60, 60, 3), np.uint8)
-        x, y = ((self.landmarks[t].mean(0)[:2] + 1) * 128).astype(int)
-        picture[y - 30 : y + 30, x - 30 : x + 30] = noise
-        return picture
 
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -124,7 +124,7 @@ def driven_times(frames: int) -> list[int]:
 
 def keypoints(reenactor: Reenactor, pictures: Tensor, landmarks: np.ndarray) -> Tensor:
     """Motion (B, 10, 6) of pictures (B, 3, s, s) whose landmarks (B, 478, 3) are known."""
-    return reenactor.keypoints(pictures, torch.from_numpy(landmarks))
+    return reenactor.keypoints(pictures, torch.from_numpy(landmarks).to(pictures.device))
 
 
 def read_frames(clip: Clip, times: Sequence[int]) -> np.ndarray:

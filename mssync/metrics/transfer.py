@@ -86,8 +86,8 @@ def transfer(
     from PIL import Image
     from rich.progress import track
 
-    folder.mkdir(parents=True, exist_ok=True)
     prepared = [pipeline.portrait(path) for path in portraits]
+    folder.mkdir(parents=True, exist_ok=True)
     name = re.sub(r"[^\w.-]+", "_", label).strip("_.")
     rows: list[TransferFigures] = []
     for clip in track(clips, "transfer"):
