@@ -28,12 +28,7 @@ MIN_FOUND = 10  # frames with a face, below which nothing follows
 BATCH = 8  # frames rendered at once
 STILL = 3.0  # grey levels: a real background that changes less is still (a codec's noise is 0.5 to 2.7)
 MIN_BACKGROUND = 0.05  # share of the picture, below which a clip has no background to speak of
-MIN_SPREAD = {
-    "mouth": 0.01,
-    "eyes": 0.01,
-    "yaw": 1.0,
-    "pitch": 1.0,
-}  # a clip that moves less has no correlation
+MIN_SPREAD = {"mouth": 0.01, "eyes": 0.01, "yaw": 1.0, "pitch": 1.0}  # a clip that moves less has no correlation
 
 
 @dataclass
@@ -177,15 +172,22 @@ def _driven(
 
 
 def followed(landmarks: np.ndarray, drawn: np.ndarray, mesh: FaceMesh) -> dict[str, float]:
-    """Correlations of mouth, eyes, yaw and pitch between driving landmarks (T, 478, 3) and drawn frames."""
+    """Correlations of mouth, eyes, yaw and pitch between driving landmarks (T, 478, 3) and drawn frames.
+
+    Over the frames on which a face is found, 0 with fewer than MIN_FOUND of them; nan where the driving face does
+    not move, which is the same for every model.
+    """
     faces = list(mesh.track(drawn))
     found = [i for i, face in enumerate(faces) if face is not None]
-    share = len(found) / len(faces)
-    if len(found) < MIN_FOUND:
-        return {f"r_{name}": 0.0 for name in MIN_SPREAD} | {"followed": share}
-    driving = measures(landmarks[found])
-    output = measures(np.stack([faces[i].landmarks for i in found]))  # type: ignore[union-attr]
-    return {f"r_{k}": correlation(driving[k], output[k], MIN_SPREAD[k]) for k in MIN_SPREAD} | {"followed": share}
+    figures = {"followed": len(found) / len(faces)}
+    driving = measures(landmarks)
+    output = measures(np.stack([faces[i].landmarks for i in found])) if len(found) >= MIN_FOUND else None  # type: ignore[union-attr]
+    for name, values in driving.items():
+        if np.std(values) <= MIN_SPREAD[name]:
+            figures[f"r_{name}"] = float("nan")
+        else:
+            figures[f"r_{name}"] = 0.0 if output is None else correlation(values[found], output[name])
+    return figures
 
 
 def stillness(landmarks: np.ndarray, real: np.ndarray, drawn: np.ndarray) -> dict[str, float]:
@@ -220,8 +222,8 @@ def measures(landmarks: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def correlation(wanted: np.ndarray, have: np.ndarray, min_spread: float = 0.0) -> float:
-    """Pearson's r; nan when `wanted` hardly varies (standard deviation up to min_spread), 0 when `have` does not."""
-    if np.std(wanted) <= min_spread:
+def correlation(wanted: np.ndarray, have: np.ndarray) -> float:
+    """Pearson's r; nan when `wanted` does not vary, 0 when `have` does not."""
+    if np.std(wanted) == 0:
         return float("nan")
     return float(np.corrcoef(wanted, have)[0, 1]) if np.std(have) > 0 else 0.0
