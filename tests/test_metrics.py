@@ -29,6 +29,7 @@ from mssync.metrics.reenactment import (
     correlation,
     driven_times,
     evaluate_clip,
+    faded_in,
     followed,
     measures,
     random_pairs,
@@ -211,6 +212,17 @@ def test_driven_times_start_at_the_first_frame(frames: int) -> None:
     assert times[0] == 0
     assert times[-1] < frames
     assert min(frames, 50) <= len(times) <= 100
+
+
+def test_the_portrait_is_the_first_frame_after_a_fade() -> None:
+    clip = FakeClip()
+    assert faded_in(clip) == 0  # type: ignore[arg-type]
+    whole = clip.frame(0)
+    clip.frame = lambda t: (whole * min(1, t / 4)).astype(np.uint8)  # type: ignore[method-assign]
+    assert faded_in(clip) == 3  # type: ignore[arg-type]
+    assert driven_times(103, 3) == list(range(3, 103))
+    figures = figures_of(lambda _: Copying(), clip)
+    assert figures.undriven == PSNR_LIMIT
 
 
 def test_background_is_neither_head_nor_body_of_either_frame() -> None:

@@ -26,6 +26,7 @@ UNDRIVEN = 4  # frames a clip that are drawn under their own keypoints
 MAX_DRIVEN = 100  # frames a clip, for what follows the driving video and what stays still
 MIN_FOUND = 10  # frames with a face, below which nothing follows
 BATCH = 8  # frames rendered at once
+FADED_IN = 0.7  # share of a clip's usual contrast that a frame needs to be a portrait: some clips fade in from white
 STILL = 3.0  # grey levels: a real background that changes less is still (a codec's noise is 0.5 to 2.7)
 MIN_BACKGROUND = 0.05  # share of the picture, below which a clip has no background to speak of
 MIN_SPREAD = {"mouth": 0.01, "eyes": 0.01, "yaw": 1.0, "pitch": 1.0}  # a clip that moves less has no correlation
@@ -39,8 +40,8 @@ class ClipFigures:
     r_…: correlation between the driving frames' landmarks and those measured on the output; followed: share of
     output frames on which a face is found. undriven: PSNR in dB of frames drawn under their own keypoints.
     background, body: mean absolute change against the portrait in grey levels of 255 when the clip drives its
-    first frame, see `pictures.background_and_body`; …_real: the same of the clip itself; still: 1 when the real
-    background is, else 0.
+    first frame (that of `faded_in`), see `pictures.background_and_body`; …_real: the same of the clip itself;
+    still: 1 when the real background is, else 0.
     """
 
     name: str
@@ -80,13 +81,14 @@ def evaluate(reenactor: Reenactor, clips: Sequence[Clip], seed: int = 0) -> list
 @torch.inference_mode()
 def evaluate_clip(reenactor: Reenactor, clip: Clip, mesh: FaceMesh, perceptual: Distance, seed: int = 0) -> ClipFigures:
     """Figures of one clip, the same whatever other clips are evaluated beside it."""
-    times, landmarks = driven_times(len(clip)), clip.landmarks
-    pairs = random_pairs(clip.entry.name, len(clip), seed)
+    start, landmarks = faded_in(clip), clip.landmarks
+    times = driven_times(len(clip), start)
+    pairs = start + random_pairs(clip.entry.name, len(clip) - start, seed)
     figures: dict[str, Any] = _errors(reenactor, clip, landmarks, pairs, perceptual)
     real, drawn = _driven(reenactor, clip, landmarks, times)
     figures |= followed(landmarks[times], drawn, mesh)
     figures |= stillness(landmarks[times], real, drawn)
-    return ClipFigures(name=clip.entry.name, undriven=_undriven(reenactor, clip, landmarks), **figures)
+    return ClipFigures(name=clip.entry.name, undriven=_undriven(reenactor, clip, landmarks, start), **figures)
 
 
 def summary(figures: list[ClipFigures]) -> dict[str, Estimate]:
@@ -107,14 +109,21 @@ def summary(figures: list[ClipFigures]) -> dict[str, Estimate]:
 
 
 def random_pairs(name: str, frames: int, seed: int) -> np.ndarray:
-    """PAIRS pairs (source, driving) of different frames of a clip, (PAIRS, 2): a function of name and seed."""
+    """PAIRS pairs (source, driving) of different frames, (PAIRS, 2), of a clip: they depend on these three alone."""
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     return np.array([rng.choice(frames, size=2, replace=False) for _ in range(PAIRS)])
 
 
-def driven_times(frames: int) -> list[int]:
-    """At most MAX_DRIVEN times, evenly spaced from the first frame on."""
-    return list(range(0, frames, -(-frames // MAX_DRIVEN)))
+def driven_times(frames: int, start: int = 0) -> list[int]:
+    """At most MAX_DRIVEN times of a clip, evenly spaced from `start` on."""
+    return list(range(start, frames, -(-(frames - start) // MAX_DRIVEN)))
+
+
+def faded_in(clip: Clip) -> int:
+    """The first frame that can be a portrait: 0, but for a clip that fades in from white or black."""
+    sample = np.linspace(0, len(clip) - 1, 9).round().astype(int)
+    enough = FADED_IN * np.median([clip.frame(int(t)).std() for t in sample])
+    return next(t for t in range(len(clip)) if clip.frame(t).std() >= enough)
 
 
 def keypoints(reenactor: Reenactor, pictures: Tensor, landmarks: np.ndarray) -> Tensor:
@@ -145,10 +154,10 @@ def _errors(
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
-def _undriven(reenactor: Reenactor, clip: Clip, landmarks: np.ndarray) -> float:
-    """Mean PSNR of frames that are drawn under their own keypoints."""
+def _undriven(reenactor: Reenactor, clip: Clip, landmarks: np.ndarray, start: int) -> float:
+    """Mean PSNR of frames, from `start` on, that are drawn under their own keypoints."""
     found = []
-    for t in np.linspace(0, len(clip) - 1, UNDRIVEN).round().astype(int):
+    for t in np.linspace(start, len(clip) - 1, UNDRIVEN).round().astype(int):
         source = to_tensor(read_frames(clip, [t]))
         motion = keypoints(reenactor, source, landmarks[[t]])
         found.append(psnr(reenactor.render(reenactor.prepare_with(source, motion), motion), source))
@@ -158,7 +167,7 @@ def _undriven(reenactor: Reenactor, clip: Clip, landmarks: np.ndarray) -> float:
 def _driven(
     reenactor: Reenactor, clip: Clip, landmarks: np.ndarray, times: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Real and drawn frames, (T, s, s, 3) uint8 each: the clip's first frame under the keypoints of `times`."""
+    """Real and drawn frames, (T, s, s, 3) uint8 each: the first of `times` under the keypoints of all of them."""
     real, drawn, state = [], [], None
     for start in range(0, len(times), BATCH):
         batch = times[start : start + BATCH]

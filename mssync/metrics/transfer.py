@@ -17,7 +17,7 @@ from mssync.faces import crop
 from mssync.metrics import estimates
 from mssync.metrics.estimates import Estimate
 from mssync.metrics.pictures import to_tensor
-from mssync.metrics.reenactment import BATCH, driven_times, followed, keypoints, read_frames
+from mssync.metrics.reenactment import BATCH, driven_times, faded_in, followed, keypoints, read_frames
 from mssync.motion import best_start, relative
 from mssync.reenact import SIZE
 
@@ -91,7 +91,7 @@ def transfer(
     name = re.sub(r"[^\w.-]+", "_", label).strip("_.")
     rows: list[TransferFigures] = []
     for clip in track(clips, "transfer"):
-        times, landmarks = driven_times(len(clip)), clip.landmarks
+        times, landmarks = driven_times(len(clip), faded_in(clip)), clip.landmarks
         driving, motion = _driving(pipeline, clip, landmarks, times)
         sheet = [_row(np.zeros_like(driving[0]), clip.entry.name, driving)]
         for path, portrait in zip(portraits, prepared, strict=True):
