@@ -106,21 +106,12 @@ def load(model: PathLike = "compact", device: str = "cpu") -> Pipeline:
     Raises InputError for an unknown model or device.
     """
     place = _device(device)
-    path = MODELS.get(str(model), Path(model))
-    if path.is_file():
-        reenactor_file, generator_file = path, None
-    elif str(model) in MODELS or (path / REENACTOR_FILE).is_file():
-        reenactor_file, generator_file = path / REENACTOR_FILE, path / GENERATOR_FILE
-    else:
-        known = ", ".join(sorted(MODELS))
-        raise InputError(
-            f"no model {str(model)!r}: give one of: {known}, a folder with {REENACTOR_FILE}, or such a file"
-        )
+    reenactor_file, generator_file = model_files(model)
     reenactor: Any
     generator: Any = None
     kind = "logfbank"
     reenactor, metadata = weights.load_model(reenactor_file, place, REENACTORS)
-    if generator_file is not None and generator_file.is_file():
+    if generator_file is not None:
         generator, about = weights.load_model(generator_file, place, ("generator",))
         kind = about["config"].get("audio", kind)
         if about["config"].get("motion_space") != motion_space(reenactor):
@@ -131,6 +122,20 @@ def load(model: PathLike = "compact", device: str = "cpu") -> Pipeline:
     if metadata["kind"] == "compact":
         reenactor = reenactor.for_rendering()
     return Pipeline(reenactor, generator, audio_kind=kind, name=metadata["kind"], device=place)
+
+
+def model_files(model: PathLike) -> tuple[Path, Path | None]:
+    """The files of a model's reenactor and of its generator (None: it has none). Raises InputError as `load`."""
+    path = MODELS.get(str(model), Path(model))
+    if path.is_file():
+        return path, None
+    if str(model) not in MODELS and not (path / REENACTOR_FILE).is_file():
+        known = ", ".join(sorted(MODELS))
+        raise InputError(
+            f"no model {str(model)!r}: give one of: {known}, a folder with {REENACTOR_FILE}, or such a file"
+        )
+    generator = path / GENERATOR_FILE
+    return path / REENACTOR_FILE, generator if generator.is_file() else None
 
 
 def _device(name: str) -> torch.device:
