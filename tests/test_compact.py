@@ -174,10 +174,22 @@ def test_folded_batch_norms_draw_the_same(model: CompactReenactor) -> None:
             torch.nn.init.normal_(module.running_mean, 0, 0.1)
             torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
     folded = copy.deepcopy(model).for_rendering()
+    folded.fast = False
     assert motion_space(folded) == motion_space(model)
     with torch.no_grad():
         wanted, drawn = (m.render(m.prepare(image, motion[:1]), motion) for m in (model, folded))
     torch.testing.assert_close(drawn, wanted, atol=1e-4, rtol=1e-3)
+
+
+def test_drawing_in_bfloat16_changes_less_than_a_grey_level(model: CompactReenactor) -> None:
+    image, motion = torch.rand(1, 3, 256, 256), random_motion(2)
+    fast = copy.deepcopy(model)
+    fast.fast = True
+    with torch.no_grad():
+        wanted, drawn = (m.render(m.prepare(image, motion[:1]), motion) for m in (model, fast))
+    assert drawn.dtype == torch.float32
+    assert float((drawn - wanted).abs().mean()) < 1 / 255
+    torch.testing.assert_close(drawn[0], image[0], atol=1e-4, rtol=0)  # undriven: exact in any precision
 
 
 def test_geometry_is_exact_under_autocast(model: CompactReenactor) -> None:

@@ -11,6 +11,7 @@ the source itself: what is generated is blended in only as far as something move
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, wraps
 from itertools import pairwise
@@ -326,6 +327,13 @@ def _fold_batch_norms(layers: nn.Sequential) -> None:
             layers[i], layers[i + 1] = fuse_conv_bn_eval(layer, norm), nn.Identity()
 
 
+def _computes_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is faster than float32 there; elsewhere it is emulated, which is slower."""
+    if device.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
 @dataclass
 class SourceState:
     """All that a frame needs of the source: picture, motion, small picture, features."""
@@ -353,19 +361,22 @@ class CompactReenactor(nn.Module):
             "painter_width": painter_width,
             "blocks": blocks,
         }
+        self.fast = False  # draw in bfloat16: see for_rendering
         self.detector = KeypointDetector(body_width)
         self.dense_motion = DenseMotion(motion_width)
         self.painter = Painter(painter_width, motion_width, blocks)
 
     def for_rendering(self) -> CompactReenactor:
-        """Fold the batch norms of what draws frames into its convolutions, in place: the same pictures, sooner.
+        """Make drawing fast, in place: batch norms folded into convolutions, bfloat16 where the processor has it.
 
-        The detector stays as it is, it says which motion space this is. Not for training.
+        Frames then differ by less than a grey level from exact ones, on the mean. The detector stays as it is, it says
+        which motion space this is. Not for training.
         """
         for part in (self.dense_motion, self.painter):
             for module in part.modules():
                 if isinstance(module, nn.Sequential):
                     _fold_batch_norms(module)
+        self.fast = _computes_bfloat16(next(self.parameters()).device)
         return self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def keypoints(self, image: Tensor, landmarks: Tensor | None = None) -> Tensor:
@@ -383,11 +394,17 @@ class CompactReenactor(nn.Module):
         """
         motion = self.keypoints(source) if motion is None else motion
         small = F.interpolate(source, size=(MOTION_SIZE,) * 2, mode="area")
-        return SourceState(source, motion, small, self.painter.encode(source))
+        with self._precision(source):
+            return SourceState(source, motion, small, self.painter.encode(source))
 
     def render(self, state: SourceState, motion: Tensor) -> Tensor:
         """Frames (B, 3, s, s) in [0, 1] for motion (B, 10, 6)."""
-        return self.render_parts(state, motion)["frame"]
+        with self._precision(motion):
+            return self.render_parts(state, motion)["frame"]
+
+    def _precision(self, like: Tensor) -> AbstractContextManager:
+        """Autocast to bfloat16 while drawing, once `for_rendering` asked for it; else what the caller has chosen."""
+        return torch.autocast(like.device.type, torch.bfloat16) if self.fast else nullcontext()
 
     def render_parts(self, state: SourceState, motion: Tensor) -> dict[str, Tensor]:
         """As render, with what training looks at: warped, generated, share, offset, occlusion."""
