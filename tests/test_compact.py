@@ -75,6 +75,14 @@ def test_an_undriven_frame_is_the_source_itself(model: CompactReenactor) -> None
     torch.testing.assert_close(frame, image, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("value", [0.0, 1e30, -1e30, float("nan")])
+def test_motion_of_no_use_draws_something(model: CompactReenactor, value: float) -> None:
+    image, motion = torch.rand(1, 3, 256, 256), random_motion(1)
+    with torch.no_grad():
+        frame = model.render(model.prepare(image, motion), torch.full_like(motion, value))
+    assert frame.shape == image.shape
+
+
 def test_rendering_in_batches_equals_frame_by_frame(model: CompactReenactor) -> None:
     motion = random_motion(3)
     with torch.no_grad():

@@ -37,6 +37,7 @@ FIELD_SIZE = 2 * MOTION_SIZE  # side of the offset field
 HEATMAP_VARIANCE = 0.01  # of the Gaussian that marks a keypoint, in coordinates of [-1, 1] (as FOMM)
 TEMPERATURE = 0.1  # of the soft-argmax (as FOMM)
 MIN_DETERMINANT = 0.05  # a flatter driving Jacobian is not inverted further
+FARTHEST = 3.0  # coordinates are sampled no farther away: the border is repeated there anyway
 STILL = 1 / 256  # offset, half a pixel of 256, at which about two thirds of the generated share are let in
 RIGID = (0, 1, 2, 3, 4, 5)  # eyes, nose, cheeks, forehead: see mesh.ANCHORS
 BODY = MESH_KEYPOINTS  # index of the learned keypoint
@@ -86,7 +87,8 @@ def warp(image: Tensor, offset: Tensor) -> Tensor:
         offset = F.interpolate(
             offset.permute(0, 3, 1, 2), size=(size, size), mode="bilinear", align_corners=False
         ).permute(0, 2, 3, 1)
-    grid = coordinate_grid(size, image) + offset
+    # Kept near the picture and free of nan: grid_sample reads outside of its memory for coordinates of no use.
+    grid = (coordinate_grid(size, image) + offset).nan_to_num(0.0).clamp(-FARTHEST, FARTHEST)
     image = image.expand(offset.shape[0], -1, -1, -1).to(grid.dtype)
     return F.grid_sample(image, grid, padding_mode="border", align_corners=False)
 
@@ -232,7 +234,8 @@ class DenseMotion(nn.Module):
         features = self.hourglass(inputs, (driving - source).flatten(1))
         masks, correction, finest = self.fine(features).float().split((N_KEYPOINTS + 1, 2, 1), 1)
         # How far anything moves: nothing is corrected or generated in a picture that stays as it is.
-        moving = 1 - torch.exp(-offsets.square().sum(-1).amax(1, keepdim=True).sqrt() / STILL)
+        # (Detached: the root has no slope at rest.)
+        moving = 1 - torch.exp(-offsets.detach().square().sum(-1).amax(1, keepdim=True).sqrt() / STILL)
         offset = (masks.softmax(1)[..., None] * offsets).sum(1)
         offset = offset + 0.1 * (moving * correction.tanh()).permute(0, 2, 3, 1)
         middle, low = self.coarse(features).float().sigmoid().split(1, 1)

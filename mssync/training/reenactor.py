@@ -262,8 +262,9 @@ class _Trainer:
         if stage == SHARP:
             losses |= self._criticised(pictures, batch["driving_marks"])
         self.fabric.backward(torch.stack(list(losses.values())).sum())
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        if norm.isfinite():  # a single bad batch must not end a run of days
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.average.update(self.model, at)
         self._log(at, losses, pictures, len(batch["source"]))
