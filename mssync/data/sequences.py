@@ -61,9 +61,10 @@ def extract(folder: str | Path, reenactor: Reenactor, audio_kind: str, batch: in
             continue
         motion, mirrored = [], []
         for start in range(0, len(clip), batch):
-            frames = np.stack([clip.frame(t) for t in range(start, min(start + batch, len(clip)))])
+            times = range(start, min(start + batch, len(clip)))
+            frames = np.stack([clip.frame(t) for t in times])
             images = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
-            marks = clip.landmarks[start : start + batch, :, :2]
+            marks = clip.landmarks[times.start : times.stop, :, :2]
             with torch.inference_mode():
                 motion.append(reenactor.keypoints(images, torch.from_numpy(marks)))
                 mirrored.append(reenactor.keypoints(images.flip(3), torch.from_numpy(mirrored_marks(marks))))

@@ -87,7 +87,7 @@ def warp(image: Tensor, offset: Tensor) -> Tensor:
         offset = F.interpolate(
             offset.permute(0, 3, 1, 2), size=(size, size), mode="bilinear", align_corners=False
         ).permute(0, 2, 3, 1)
-    # Kept near the picture and free of nan: grid_sample reads outside of its memory for coordinates of no use.
+    # Free of nan, on which the backward pass of grid_sample crashes (PyTorch 2.13, CPU), and of far away places.
     grid = (coordinate_grid(size, image) + offset).nan_to_num(0.0).clamp(-FARTHEST, FARTHEST)
     image = image.expand(offset.shape[0], -1, -1, -1).to(grid.dtype)
     return F.grid_sample(image, grid, padding_mode="border", align_corners=False)
