@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import islice, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +22,14 @@ from torch import Tensor
 from mssync import weights
 from mssync.audio import SAMPLE_RATE, features, is_silent, load_audio, n_video_frames
 from mssync.errors import InputError, PathLike
-from mssync.faces import Box, Face, FaceMesh, crop, crop_box, largest_face, paste
+from mssync.faces import Box, Face, FaceMesh, crop, crop_box, in_crop, largest_face, paste
 from mssync.motion import (
     KEYPOINTS,
     VALUES,
     best_start,
     check_motion,
     control,
+    filled_gaps,
     gaussian,
     load_motion,
     relative,
@@ -105,21 +106,12 @@ def load(model: PathLike = "compact", device: str = "cpu") -> Pipeline:
     Raises InputError for an unknown model or device.
     """
     place = _device(device)
-    path = MODELS.get(str(model), Path(model))
-    if path.is_file():
-        reenactor_file, generator_file = path, None
-    elif str(model) in MODELS or (path / REENACTOR_FILE).is_file():
-        reenactor_file, generator_file = path / REENACTOR_FILE, path / GENERATOR_FILE
-    else:
-        known = ", ".join(sorted(MODELS))
-        raise InputError(
-            f"no model {str(model)!r}: give one of: {known}, a folder with {REENACTOR_FILE}, or such a file"
-        )
+    reenactor_file, generator_file = model_files(model)
     reenactor: Any
     generator: Any = None
     kind = "logfbank"
     reenactor, metadata = weights.load_model(reenactor_file, place, REENACTORS)
-    if generator_file is not None and generator_file.is_file():
+    if generator_file is not None:
         generator, about = weights.load_model(generator_file, place, ("generator",))
         kind = about["config"].get("audio", kind)
         if about["config"].get("motion_space") != motion_space(reenactor):
@@ -130,6 +122,20 @@ def load(model: PathLike = "compact", device: str = "cpu") -> Pipeline:
     if metadata["kind"] == "compact":
         reenactor = reenactor.for_rendering()
     return Pipeline(reenactor, generator, audio_kind=kind, name=metadata["kind"], device=place)
+
+
+def model_files(model: PathLike) -> tuple[Path, Path | None]:
+    """The files of a model's reenactor and of its generator (None: it has none). Raises InputError as `load`."""
+    path = MODELS.get(str(model), Path(model))
+    if path.is_file():
+        return path, None
+    if str(model) not in MODELS and not (path / REENACTOR_FILE).is_file():
+        known = ", ".join(sorted(MODELS))
+        raise InputError(
+            f"no model {str(model)!r}: give one of: {known}, a folder with {REENACTOR_FILE}, or such a file"
+        )
+    generator = path / GENERATOR_FILE
+    return path / REENACTOR_FILE, generator if generator.is_file() else None
 
 
 def _device(name: str) -> torch.device:
@@ -267,13 +273,20 @@ class Pipeline:
     def motion(self, video: PathLike) -> np.ndarray:
         """Motion (T, 10, 6) of the face in a video. Raises InputError when it shows none."""
         reader = VideoReader(video)
-        seen = self.face_mesh.track(islice(reader, 0, None, DETECT_EVERY))
-        faces: list[Face] = [face for face in seen if face is not None]
+        found = self.face_mesh.track(islice(reader, 0, None, DETECT_EVERY))
+        faces: list[Face] = [face for face in found if face is not None]
         if not faces:
             raise InputError(f"{video}: no face found; use a video of one person facing the camera")
         box = crop_box(faces, reader.width, reader.height)
         crops = (crop(frame, box, SIZE) for frame in reader)
-        return np.concatenate([self._keypoints(np.stack(batch)) for batch in _batches(crops, BATCH)])
+        if not self.reenactor.needs_landmarks:
+            return np.concatenate([self._keypoints(np.stack(batch)) for batch in _batches(crops, BATCH)])
+        frames, watched = tee(crops)
+        faces_in_crops = self.face_mesh.track(watched)
+        seen = [self._seen_keypoints(frame, face) for frame, face in zip(frames, faces_in_crops, strict=True)]
+        if all(pose is None for pose in seen):
+            raise InputError(f"{video}: no face found; use a video of one person facing the camera")
+        return filled_gaps(seen)
 
     def portrait(self, image: PathLike | np.ndarray | Portrait) -> Portrait:
         """Find the face of a picture (the largest, when there are several), crop it, prepare its rendering.
@@ -286,14 +299,16 @@ class Pipeline:
         name = _name(image, "the image")
         picture = _checked_picture(image) if isinstance(image, np.ndarray) else read_image(image)
         height, width = picture.shape[:2]
-        box = crop_box([largest_face(self.face_mesh, picture, name)], width, height)
+        found = largest_face(self.face_mesh, picture, name)
+        box = crop_box([found], width, height)
         face = crop(picture, box, SIZE)[None]
+        pose = self._keypoints(face, in_crop(found.landmarks, box)[None])
         small, scale = _fitted(picture)
         return Portrait(
             picture=small,
             box=Box(box.x0 * scale, box.y0 * scale, box.side * scale),
-            pose=self._keypoints(face)[0],
-            state=self._prepare(face),
+            pose=pose[0],
+            state=self._prepare(face, pose),
             size=(height, width),
         )
 
@@ -310,12 +325,20 @@ class Pipeline:
         return motion.unflatten(1, (KEYPOINTS, VALUES)).numpy()
 
     @torch.inference_mode()
-    def _keypoints(self, images: np.ndarray) -> np.ndarray:
-        return self.reenactor.keypoints(_to_tensor(images, self.device)).cpu().numpy()
+    def _keypoints(self, images: np.ndarray, landmarks: np.ndarray | None = None) -> np.ndarray:
+        points = None if landmarks is None else torch.from_numpy(landmarks).to(self.device)
+        return self.reenactor.keypoints(_to_tensor(images, self.device), points).cpu().numpy()
+
+    def _seen_keypoints(self, frame: np.ndarray, face: Face | None) -> np.ndarray | None:
+        """Keypoints (10, 6) of one frame (256, 256, 3) with its face; None where none was found."""
+        if face is None:
+            return None
+        whole = Box(0, 0, frame.shape[0])
+        return self._keypoints(frame[None], in_crop(face.landmarks, whole)[None])[0]
 
     @torch.inference_mode()
-    def _prepare(self, image: np.ndarray) -> Any:
-        return self.reenactor.prepare(_to_tensor(image, self.device))
+    def _prepare(self, image: np.ndarray, motion: np.ndarray) -> Any:
+        return self.reenactor.prepare(_to_tensor(image, self.device), torch.from_numpy(motion).to(self.device))
 
     @torch.inference_mode()
     def _draw(self, portrait: Portrait, motion: np.ndarray, size: int) -> np.ndarray:

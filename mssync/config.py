@@ -119,9 +119,9 @@ class GeneratorTraining:
 class ReenactorConfig:
     """Sizes of the compact reenactor: the keyword arguments of `reenact.compact.CompactReenactor` (ours)."""
 
-    detector_width: int = 32
+    body_width: int = 16
     motion_width: int = 32
-    painter_width: int = 24
+    painter_width: int = 32
     blocks: int = 3
 
 
@@ -129,22 +129,26 @@ class ReenactorConfig:
 class ReenactorTraining:
     """Schedule of the compact reenactor and weights of its losses (ours). See training/reenactor.py."""
 
-    detector_steps: int = 1000  # stage 1: landmark guidance alone
-    joint_steps: int = 200  # stage 2: everything, at 128×128, guidance fading
-    low_steps: int = 1500  # stage 3: detector frozen, 128×128
-    full_steps: int = 1000  # stage 4: detector frozen, 256×256
-    detector_batch: int = 24
-    batch: int = 12
+    motion_steps: int = 2500  # stage 1: dense motion and the learned keypoint, guided by mesh and optical flow
+    low_steps: int = 2500  # stage 2: detector frozen, the painter joins, 128×128
+    full_steps: int = 2500  # stage 3: 256×256
+    sharp_steps: int = 500  # stage 4: 256×256 with a discriminator
+    motion_batch: int = 24
+    low_batch: int = 16
     full_batch: int = 8
-    lr: float = 4e-4
+    lr: float = 5e-4
     warmup: int = 100  # steps
-    average: float = 0.999  # decay of the moving average of the weights that is kept
+    average: float = 0.998  # decay of the moving average of the weights that is kept
     reconstruction: float = 10.0
     generated: float = 3.0  # the same for generated pixels alone, so that they are trained everywhere
+    warped: float = 3.0  # and for warped pixels alone
     perceptual: float = 1.0
-    equivariance: float = 2.0
-    guidance: float = 20.0
-    guidance_final: float = 5.0  # what the guidance fades to
+    mesh: float = 20.0  # offset field at the face mesh
+    flow: float = 10.0  # offset field against optical flow
+    guidance_final: float = 0.25  # factor of these two at the end of stage 2 and later
+    equivariance: float = 1.0
+    adversarial: float = 0.05
+    matching: float = 1.0  # of the discriminator's features
     precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"
     workers: int = 1  # processes that read frames
     seed: int = 0

@@ -363,6 +363,12 @@ def crop(image: np.ndarray, box: Box, size: int) -> np.ndarray:
     return cv2.warpAffine(part, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
 
+def in_crop(landmarks: np.ndarray, box: Box) -> np.ndarray:
+    """Landmarks (..., 478, 3) in a picture's pixels -> in the crop's [-1, 1] (z in the same unit)."""
+    origin, centre = np.array([box.x0, box.y0, 0], np.float32), np.array([1, 1, 0], np.float32)
+    return ((landmarks - origin) * (2 / box.side) - centre).astype(np.float32)
+
+
 def paste(image: np.ndarray, box: Box, patch: np.ndarray, edge: float = 0.08) -> np.ndarray:
     """Put an animated crop back into the full picture, with a soft edge.
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from mssync.audio import SAMPLE_RATE
-from mssync.faces import Face
+from mssync.data.prepare import Entry
+from mssync.faces import CHIN, Face
 
 
 def speech(seconds: float) -> np.ndarray:
@@ -37,6 +38,7 @@ class FakeReenactor:
     """Keypoints on a ring around the picture's mean colour; frames are the source."""
 
     rigid = (0, 1, 2, 3)
+    needs_landmarks = False
 
     def __init__(self) -> None:
         self.batches: list[int] = []
@@ -48,7 +50,7 @@ class FakeReenactor:
         ring = ring + (image.mean((1, 2, 3)) - 0.5)[:, None, None]
         return torch.cat([ring, torch.eye(2).flatten().expand(len(image), 10, 4)], -1)
 
-    def prepare(self, source: torch.Tensor) -> torch.Tensor:
+    def prepare(self, source: torch.Tensor, motion: torch.Tensor | None = None) -> torch.Tensor:
         return source
 
     def render(self, state: torch.Tensor, motion: torch.Tensor) -> torch.Tensor:
@@ -64,3 +66,28 @@ class FakeGenerator(nn.Module):
             pose = x0.clone().view(10, 6)
             pose[:, 0] += 0.01 * t
             yield pose.flatten()
+
+
+class FakeClip:
+    """A noisy head that moves before a still background."""
+
+    def __init__(self, name: str = "clip", frames: int = 12) -> None:
+        self.entry = Entry(name, "val", name, "made up", frames, False, "")
+        rng = np.random.default_rng(0)
+        face = np.concatenate([rng.uniform(-0.3, 0.3, (478, 2)), np.zeros((478, 1))], 1)
+        face[CHIN] = (0, 0.3, 0)
+        shift = np.linspace(0, 0.1, frames)[:, None, None] * np.array([1.0, 0.5, 0.0])
+        self.landmarks = (face + shift).astype(np.float32)
+
+    def __len__(self) -> int:
+        return self.entry.frames
+
+    def marks(self, t: int) -> np.ndarray:
+        return self.landmarks[t, :, :2]
+
+    def frame(self, t: int) -> np.ndarray:
+        picture = np.full((256, 256, 3), 90, np.uint8)
+        noise = np.random.default_rng(t).integers(0, 255, (60, 60, 3), np.uint8)
+        x, y = ((self.landmarks[t].mean(0)[:2] + 1) * 128).astype(int)
+        picture[y - 30 : y + 30, x - 30 : x + 30] = noise
+        return picture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fakes import FakeGenerator, FakeMesh, FakeReenactor, speech
+from fakes import FakeClip, FakeGenerator, FakeMesh, FakeReenactor, speech
 from PIL import Image
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
@@ -193,6 +194,8 @@ MISTAKES = {
     "info of an unknown model": (["info", "IN/other.safetensors"], "other.safetensors"),
     "training without data": ([*TRAIN_SYNCER, "--data", "no", "--run", "r"], "preprocess"),
     "extracting from no prepared folder": (["extract", "no"], "preprocess"),
+    "sheets without portraits": (["eval", "reenactor", "--data", "IN", "--sheets", "s"], "--portraits"),
+    "measuring without data": (["eval", "reenactor", "--data", "no"], "preprocess"),
     "unknown key": (
         [*TRAIN_SYNCER, "--data", "IN", "--run", "r", "generator.widht=3"],
         "generator.width",
@@ -260,6 +263,27 @@ def test_missing_extra_says_how_to_install(run, files, monkeypatch) -> None:
     result = run("train", "reenactor", "--data", files, "--run", "r")
     assert result.exit_code == 2
     assert 'pip install "mssync[train]"' in result.stderr
+
+
+def test_measuring_needs_its_extra(run, files, monkeypatch) -> None:
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
+    result = run("eval", "reenactor", "--data", files)
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert 'pip install "mssync[eval]"' in result.stderr
+
+
+def test_eval_reenactor_writes_table_rows_summary_and_sheets(run, files, tmp_path, monkeypatch) -> None:
+    clips = [FakeClip("a"), FakeClip("b")]
+    monkeypatch.setattr("mssync.data.clips.read_clips", lambda folder, split: clips)
+    outputs = ["-o", "rows.csv", "--json", "all.json", "--sheets", "sheets", "--portraits", files / "face.png"]
+    result = run("eval", "reenactor", "--data", files, "--no-speed", *outputs)
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert "SSIM" in result.stdout
+    assert len((tmp_path / "rows.csv").read_text().splitlines()) == 3
+    figures = json.loads((tmp_path / "all.json").read_text())["models"]["compact"]["figures"]
+    assert figures["l1_ratio"]["value"] == 1
+    made = sorted(path.name for path in (tmp_path / "sheets").iterdir())
+    assert made == ["a_compact.png", "b_compact.png", "figures.csv"]
 
 
 def test_version_and_usage_errors(run) -> None:

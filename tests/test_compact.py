@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from mssync.data.pairs import MOUTH_WEIGHT, mirrored, weight_map
+from mssync.data.pairs import MOUTH_WEIGHT, optical_flow, weight_map
 from mssync.errors import InputError
+from mssync.faces import mirror_points, mirrored_landmarks
 from mssync.reenact import motion_space
 from mssync.reenact.compact import (
     MOTION_SIZE,
@@ -21,14 +22,14 @@ from mssync.reenact.compact import (
     inverse,
     warp,
 )
-from mssync.reenact.guidance import ANCHORS, FLIPPED, canonical_face, landmark_motion
+from mssync.reenact.mesh import ANCHORS, MESH_KEYPOINTS, canonical_face, mesh_motion, neighbourhoods
 from mssync.weights import load_model, save_model
 
 
 @pytest.fixture(scope="module")
 def model() -> CompactReenactor:
     torch.manual_seed(0)
-    return CompactReenactor(detector_width=8, motion_width=8, painter_width=8, blocks=1).eval()
+    return CompactReenactor(body_width=8, motion_width=8, painter_width=8, blocks=1).eval()
 
 
 def random_motion(batch: int, seed: int = 0) -> torch.Tensor:
@@ -45,7 +46,7 @@ def test_inverse_is_the_inverse_and_never_infinite() -> None:
 
 def test_sparse_motion_is_equation_4_of_fomm() -> None:
     source, driving = random_motion(1, 1), random_motion(1, 2)
-    offsets = DenseMotion.sparse_offsets(source, driving)
+    offsets = DenseMotion.sparse_offsets(source, driving, MOTION_SIZE)
     assert offsets.shape == (1, 11, MOTION_SIZE, MOTION_SIZE, 2)
     assert (offsets[:, 0] == 0).all()
     for k, row, column in [(0, 0, 0), (4, 10, 50), (9, 63, 63)]:
@@ -60,18 +61,25 @@ def test_a_zero_offset_returns_the_picture_at_any_size() -> None:
     torch.testing.assert_close(warp(image, torch.zeros(1, 32, 32, 2)), image, atol=1e-5, rtol=0)
 
 
-def test_undriven_warp_is_the_source(model: CompactReenactor) -> None:
+def test_an_undriven_frame_is_the_source_itself(model: CompactReenactor) -> None:
     image = torch.rand(1, 3, 256, 256)
     with torch.no_grad():
-        state = model.prepare(image)
-        parts = model.render_parts(state, state.motion)
-    torch.testing.assert_close(parts["warped"], image, atol=1e-4, rtol=0)
+        frame = model.render(model.prepare(image, motion := random_motion(1)), motion)
+    torch.testing.assert_close(frame, image, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("value", [0.0, 1e30, -1e30, float("nan")])
+def test_motion_of_no_use_draws_something(model: CompactReenactor, value: float) -> None:
+    image, motion = torch.rand(1, 3, 256, 256), random_motion(1)
+    with torch.no_grad():
+        frame = model.render(model.prepare(image, motion), torch.full_like(motion, value))
+    assert frame.shape == image.shape
 
 
 def test_rendering_in_batches_equals_frame_by_frame(model: CompactReenactor) -> None:
     motion = random_motion(3)
     with torch.no_grad():
-        state = model.prepare(torch.rand(1, 3, 256, 256))
+        state = model.prepare(torch.rand(1, 3, 256, 256), random_motion(1, 5))
         whole = model.render(state, motion)
         single = torch.cat([model.render(state, m[None]) for m in motion])
     assert whole.shape == (3, 3, 256, 256)
@@ -87,24 +95,53 @@ def test_gaussians_peak_at_their_keypoints() -> None:
 
 
 def test_keypoints_interface(model: CompactReenactor) -> None:
-    motion = model.keypoints(torch.rand(2, 3, 256, 256))
+    marks = torch.from_numpy(canonical_face()).expand(2, -1, -1)
+    motion = model.keypoints(torch.rand(2, 3, 256, 256), marks)
     assert motion.shape == (2, 10, 6)
     assert motion[..., :2].abs().max() < 1
+    np.testing.assert_allclose(motion[0, :MESH_KEYPOINTS].detach(), mesh_motion(canonical_face()), atol=1e-5)
 
 
-def test_guidance_of_an_affine_face_has_that_affine_jacobian() -> None:
+def test_a_picture_without_a_face_has_no_keypoints(model: CompactReenactor) -> None:
+    with pytest.raises(InputError, match="no face"):
+        model.keypoints(torch.full((1, 3, 256, 256), 0.5))
+
+
+def test_an_affine_face_has_that_affine_jacobian() -> None:
     matrix, shift = np.array([[0.8, 0.2], [-0.1, 1.1]], np.float32), np.array([0.1, -0.05], np.float32)
-    motion = landmark_motion((canonical_face() @ matrix.T + shift)[None])
-    np.testing.assert_allclose(motion[0, :, 2:], np.tile(matrix.flatten(), (10, 1)), atol=1e-4)
+    motion = mesh_motion((canonical_face() @ matrix.T + shift)[None])
+    np.testing.assert_allclose(motion[0, :, 2:], np.tile(matrix.flatten(), (MESH_KEYPOINTS, 1)), atol=1e-4)
     for k, (anchor, _) in enumerate(ANCHORS.values()):
         wanted = canonical_face()[list(anchor)].mean(0) @ matrix.T + shift
         np.testing.assert_allclose(motion[0, k, :2], wanted, atol=1e-5)
 
 
-def test_mirrored_guidance_is_its_own_inverse_and_mirrors() -> None:
-    motion = random_motion(2).numpy()
-    np.testing.assert_array_equal(mirrored(mirrored(motion)), motion)
-    np.testing.assert_array_equal(mirrored(motion)[:, 0, 0], -motion[:, FLIPPED[0], 0])
+def test_mesh_motion_is_the_direct_least_squares_fit() -> None:
+    marks = canonical_face() + np.random.default_rng(0).normal(0, 0.02, (478, 2)).astype(np.float32)
+    motion = mesh_motion(marks[None])[0]
+    for k, near in enumerate(neighbourhoods()):
+        reference, here = (x[near] - x[near].mean(0) for x in (canonical_face(), marks))
+        jacobian = np.linalg.lstsq(reference, here, rcond=None)[0].T
+        np.testing.assert_allclose(motion[k, 2:].reshape(2, 2), jacobian, atol=1e-4)
+
+
+def test_mirroring_is_its_own_inverse_and_swaps_the_sides() -> None:
+    index = mirror_points()
+    np.testing.assert_array_equal(index[index], np.arange(478))
+    marks = np.random.default_rng(0).normal(size=(2, 478, 2))
+    np.testing.assert_array_equal(mirrored_landmarks(mirrored_landmarks(marks)), marks)
+    motion, turned = (mesh_motion(x) for x in (marks, mirrored_landmarks(marks)))
+    np.testing.assert_allclose(turned[:, 0, 0], -motion[:, 1, 0], atol=1e-5)  # left eye, right eye
+    np.testing.assert_allclose(turned[:, 2, [2, 3, 4, 5]], motion[:, 2, [2, 3, 4, 5]] * [1, -1, -1, 1], atol=0.05)
+
+
+def test_optical_flow_finds_a_shift() -> None:
+    rng = np.random.default_rng(0)
+    source = np.kron(rng.integers(0, 255, (32, 32, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+    driving = np.roll(source, 6, axis=1)  # a pixel of it comes from 6 further left
+    flow, trust = optical_flow(driving, source)
+    np.testing.assert_allclose(flow[16:48, 16:48].reshape(-1, 2).mean(0), [-12 / 256, 0], atol=0.004)
+    assert trust[16:48, 16:48].mean() > 0.5 > optical_flow(driving, 255 - source)[1].mean()
 
 
 def test_weight_map_marks_mouth_over_face_over_background() -> None:
@@ -118,9 +155,10 @@ def test_file_round_trip(model: CompactReenactor, tmp_path: Path) -> None:
     save_model(tmp_path / "m.safetensors", model, "compact", model.config, {"steps": 3})
     loaded, about = load_model(tmp_path / "m.safetensors", kinds=("compact",))
     assert about["training"] == {"steps": 3}
-    image = torch.rand(1, 3, 256, 256)
+    image, marks = torch.rand(1, 3, 256, 256), torch.from_numpy(canonical_face())[None]
     with torch.no_grad():
-        torch.testing.assert_close(loaded.keypoints(image), model.keypoints(image), atol=5e-3, rtol=0)
+        found, wanted = (m.keypoints(image, marks) for m in (loaded, model))
+    torch.testing.assert_close(found, wanted, atol=5e-3, rtol=0)
     with pytest.raises(InputError, match="where generator is needed"):
         load_model(tmp_path / "m.safetensors", kinds=("generator",))
     (tmp_path / "text.safetensors").write_text("no model")
@@ -137,15 +175,27 @@ def test_folded_batch_norms_draw_the_same(model: CompactReenactor) -> None:
             torch.nn.init.normal_(module.running_mean, 0, 0.1)
             torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
     folded = copy.deepcopy(model).for_rendering()
+    folded.fast = False
     assert motion_space(folded) == motion_space(model)
     with torch.no_grad():
-        wanted, drawn = (m.render(m.prepare(image), motion) for m in (model, folded))
+        wanted, drawn = (m.render(m.prepare(image, motion[:1]), motion) for m in (model, folded))
     torch.testing.assert_close(drawn, wanted, atol=1e-4, rtol=1e-3)
+
+
+def test_drawing_in_bfloat16_changes_less_than_a_grey_level(model: CompactReenactor) -> None:
+    image, motion = torch.rand(1, 3, 256, 256), random_motion(2)
+    fast = copy.deepcopy(model)
+    fast.fast = True
+    with torch.no_grad():
+        wanted, drawn = (m.render(m.prepare(image, motion[:1]), motion) for m in (model, fast))
+    assert drawn.dtype == torch.float32
+    assert float((drawn - wanted).abs().mean()) < 1 / 255
+    torch.testing.assert_close(drawn[0], image[0], atol=1e-4, rtol=0)  # undriven: exact in any precision
 
 
 def test_geometry_is_exact_under_autocast(model: CompactReenactor) -> None:
     source, driving = random_motion(1, 1), random_motion(1, 2)
-    wanted = DenseMotion.sparse_offsets(source, driving)
+    wanted = DenseMotion.sparse_offsets(source, driving, MOTION_SIZE)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(DenseMotion.sparse_offsets(source, driving), wanted)
-        assert model.keypoints(torch.rand(1, 3, 256, 256)).dtype == torch.float32
+        assert torch.equal(DenseMotion.sparse_offsets(source, driving, MOTION_SIZE), wanted)
+        assert model.detector.body(torch.rand(1, 3, 256, 256)).dtype == torch.float32

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,11 +74,10 @@ def small() -> Config:
     return load_config(
         "compact",
         [
-            "reenactor.detector_width=8", "reenactor.motion_width=8", "reenactor.painter_width=8",
-            "reenactor.blocks=1", "reenactor_training.detector_steps=2", "reenactor_training.joint_steps=1",
-            "reenactor_training.low_steps=1",
-            "reenactor_training.full_steps=2", "reenactor_training.batch=2", "reenactor_training.detector_batch=2",
-            "reenactor_training.full_batch=2", "reenactor_training.workers=0",
+            "reenactor.body_width=8", "reenactor.motion_width=8", "reenactor.painter_width=8", "reenactor.blocks=1",
+            "reenactor_training.motion_steps=2", "reenactor_training.low_steps=1", "reenactor_training.full_steps=1",
+            "reenactor_training.sharp_steps=2", "reenactor_training.motion_batch=2", "reenactor_training.low_batch=2",
+            "reenactor_training.full_batch=2", "reenactor_training.workers=0", "reenactor_training.precision=32-true",
             "syncer.width=8", "syncer.embedding=16", "syncer.depth=1",
             "syncer_training.batch=12", "syncer_training.iterations=4", "syncer_training.frames=75",
             "generator.width=32", "generator.heads=2", "generator.layers=1", "generator.audio_width=16",
@@ -117,6 +119,32 @@ def test_reenactor_resumes_exactly(
         reenactor.train(small, prepared, tmp_path / "parts")
     resumed = reenactor.train(small, prepared, tmp_path / "parts")
     assert same_file(whole, resumed)
+
+
+def curve(run: Path) -> list[float]:
+    """The total loss of each step, from the log."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "events" / "reenactor"))
+    events.Reload()
+    return [scalar.value for scalar in events.Scalars("total")]
+
+
+def test_two_processes_learn_like_one_with_the_double_batch(prepared: Path, small: Config, tmp_path: Path) -> None:
+    sizes = {"reenactor": ("body_width=8", "motion_width=8", "painter_width=8", "blocks=1")}
+    sizes["reenactor_training"] = ("motion_steps=3", "low_steps=3", "full_steps=0", "sharp_steps=2", "lr=1e-4",
+                                   "workers=0", "precision=32-true")  # fmt: skip
+    settings = [f"{section}.{change}" for section, changes in sizes.items() for change in changes]
+    for processes, batch in ((1, 4), (2, 2)):
+        launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2"] if processes == 2 else []
+        launcher += ["-m", "--", "mssync.cli"] if processes == 2 else ["-m", "mssync.cli"]
+        batches = [f"reenactor_training.{stage}_batch={batch}" for stage in ("motion", "low", "full")]
+        command = [*launcher, "train", "reenactor", "--data", str(prepared)]
+        command += ["--run", str(tmp_path / str(processes)), *settings, *batches]
+        subprocess.run([sys.executable, *command], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
+    one, two = curve(tmp_path / "1"), curve(tmp_path / "2")
+    assert len(one) == len(two) == 8
+    assert two == pytest.approx(one, rel=1e-3)
 
 
 @pytest.mark.parametrize("level", [1, 4])

@@ -12,15 +12,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mssync.data.clips import SIZE, Clip
-from mssync.faces import mouth_opening
-from mssync.reenact.guidance import FLIPPED, LOWER_LIP, UPPER_LIP, landmark_motion
+from mssync.faces import mirrored_landmarks, mouth_opening
+from mssync.reenact.mesh import LEFT_LIDS, LOWER_LIP, RIGHT_LIDS, UPPER_LIP
 
 WEIGHT_SIZE = 64  # side of the loss weight map
-FACE_WEIGHT, EYE_WEIGHT, MOUTH_WEIGHT = 2.0, 6.0, 20.0  # of a pixel in the loss; the background has 1
-EYES = (
-    (33, 246, 161, 160, 159, 158, 157, 173, 133, 155, 154, 153, 145, 144, 163, 7),
-    (263, 466, 388, 387, 386, 385, 384, 398, 362, 382, 381, 380, 374, 373, 390, 249),
-)
+FLOW_SIZE = 128  # side at which optical flow is measured
+FLOW_ERROR = 12.0  # grey levels: how far a fetched pixel may be off before its flow is doubted
+FACE_WEIGHT, EYE_WEIGHT, MOUTH_WEIGHT = 1.5, 5.0, 12.0  # of a pixel in the loss; the background has 1
 CANDIDATES = 6  # driving frames of which one is chosen by its mouth
 MAX_ZOOM, MAX_SHIFT = 0.12, 0.05  # augmentation of the crop: both frames alike
 
@@ -28,8 +26,9 @@ MAX_ZOOM, MAX_SHIFT = 0.12, 0.05  # augmentation of the crop: both frames alike
 class FramePairs(Dataset):
     """Pairs (source, driving) of one clip; identities are drawn evenly, then clips, then frames.
 
-    Items: source, driving (3, 256, 256) uint8; source_motion, driving_motion (10, 6) the guidance;
-    weight (1, 64, 64) for the driving frame.
+    Items: source, driving (3, 256, 256) uint8; source_marks, driving_marks (478, 2) in [-1, 1]; weight (1, 64, 64) of
+    the driving frame's pixels; flow (64, 64, 2) and trust (64, 64): see `optical_flow`; affine (2, 3): a random map
+    near the identity, for equivariance.
     """
 
     def __init__(self, clips: list[Clip], samples: int, seed: int) -> None:
@@ -49,12 +48,16 @@ class FramePairs(Dataset):
         times = self._times(clip, rng)
         change = _Change(rng)
         (source, source_marks), (driving, marks) = (change(clip.frame(t), clip.marks(t)) for t in times)
+        flow, trust = optical_flow(driving, source)
         return {
             "source": _tensor(source),
             "driving": _tensor(driving),
-            "source_motion": torch.from_numpy(change.guidance(source_marks)),
-            "driving_motion": torch.from_numpy(change.guidance(marks)),
-            "weight": torch.from_numpy(weight_map(change.seen(marks)))[None],
+            "source_marks": torch.from_numpy(source_marks),
+            "driving_marks": torch.from_numpy(marks),
+            "weight": torch.from_numpy(weight_map(marks))[None],
+            "flow": torch.from_numpy(flow),
+            "trust": torch.from_numpy(trust),
+            "affine": torch.from_numpy(_affine(rng)),
         }
 
     @staticmethod
@@ -85,6 +88,7 @@ class _Change:
         self.offset = rng.uniform(-20, 20)
 
     def __call__(self, frame: np.ndarray, marks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Frame (256, 256, 3) uint8 and its landmarks (478, 2) in [-1, 1], both changed."""
         import cv2
 
         half = SIZE / 2
@@ -93,20 +97,34 @@ class _Change:
         frame = cv2.warpAffine(frame, matrix, (SIZE, SIZE), borderMode=cv2.BORDER_REFLECT_101)
         table = np.clip(np.arange(256)[:, None] * self.gain + self.offset, 0, 255).astype(np.uint8)
         frame = np.stack([table[:, c][frame[..., c]] for c in range(3)], -1)
-        return (frame[:, ::-1] if self.mirror else frame), marks[:, :2] * self.zoom + self.shift
-
-    def guidance(self, marks: np.ndarray) -> np.ndarray:
-        """Guidance (10, 6) of marks that are not mirrored, for the frame as it is seen."""
-        motion = landmark_motion(marks[None])[0]
-        return mirrored(motion) if self.mirror else motion
-
-    def seen(self, marks: np.ndarray) -> np.ndarray:
-        return marks * np.array([-1, 1], np.float32) if self.mirror else marks
+        marks = (marks * self.zoom + self.shift).astype(np.float32)
+        return (np.ascontiguousarray(frame[:, ::-1]), mirrored_landmarks(marks)) if self.mirror else (frame, marks)
 
 
-def mirrored(motion: np.ndarray) -> np.ndarray:
-    """Guidance motion (..., 10, 6) of the mirrored picture: x and the mixed entries change sign, pairs swap."""
-    return motion[..., FLIPPED, :] * np.array([-1, 1, 1, -1, -1, 1], np.float32)
+def _affine(rng: np.random.Generator) -> np.ndarray:
+    noise = rng.normal(size=(2, 3)) * (0.08, 0.08, 0.06)
+    return (np.eye(2, 3) + noise).astype(np.float32)
+
+
+def optical_flow(driving: np.ndarray, source: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the pixels of `driving` come from in `source`, both (256, 256, 3) uint8, and how sure that is.
+
+    Returns offsets (64, 64, 2) float32 in the unit of [-1, 1] coordinates, which a dense motion should find, and
+    trust (64, 64) in [0, 1]: low where the picture fetched so is not the driving one.
+    """
+    import cv2
+
+    a, b = (cv2.resize(x, (FLOW_SIZE,) * 2, interpolation=cv2.INTER_AREA) for x in (driving, source))
+    estimate = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)  # type: ignore[attr-defined]
+    flow = estimate.calc(*(cv2.cvtColor(x, cv2.COLOR_RGB2GRAY) for x in (a, b)), None)
+    at = np.arange(FLOW_SIZE, dtype=np.float32)
+    fetched = cv2.remap(
+        b, flow[..., 0] + at, flow[..., 1] + at[:, None], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
+    )
+    error = cv2.blur(np.abs(fetched.astype(np.float32) - a).mean(-1), (5, 5))
+    trust = np.exp(-error / FLOW_ERROR)
+    small = [cv2.resize(x, (WEIGHT_SIZE,) * 2, interpolation=cv2.INTER_AREA) for x in (flow * (2 / FLOW_SIZE), trust)]
+    return small[0].astype(np.float32), small[1].astype(np.float32)
 
 
 def weight_map(marks: np.ndarray) -> np.ndarray:
@@ -116,7 +134,7 @@ def weight_map(marks: np.ndarray) -> np.ndarray:
     weight = np.ones((WEIGHT_SIZE, WEIGHT_SIZE), np.float32)
     points = (marks + 1) / 2 * WEIGHT_SIZE
     regions = [(points, FACE_WEIGHT)]
-    regions += [(_grown(points[list(eye)]), EYE_WEIGHT) for eye in EYES]
+    regions += [(_grown(points[list(eye)]), EYE_WEIGHT) for eye in (LEFT_LIDS, RIGHT_LIDS)]
     regions.append((_grown(points[[*UPPER_LIP, *LOWER_LIP]]), MOUTH_WEIGHT))
     for region, value in regions:
         hull = cv2.convexHull(np.rint(region).astype(np.int32))

@@ -18,19 +18,22 @@ SIZE = 256  # pictures are SIZE × SIZE, float in [0, 1]
 
 
 def motion_space(reenactor: Any) -> str:
-    """Which motion a reenactor speaks: a digest of its keypoint detector's weights.
+    """Which motion a reenactor speaks: a digest of its keypoint detector's weights and constants.
 
     Motion, and generators trained on it, belong to one detector; the rest of a reenactor may be trained on.
     """
     digest = hashlib.sha256()
-    for name, value in sorted(reenactor.state_dict().items()):
+    for name, value in sorted([*reenactor.named_parameters(), *reenactor.named_buffers()]):
         if name.split(".")[0] in DETECTORS and value.is_floating_point():
-            digest.update(value.half().cpu().numpy().tobytes())
+            digest.update(value.detach().half().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
 class Reenactor(Protocol):
     """What the rest of the package knows of a reenactment model."""
+
+    needs_landmarks: bool
+    """Whether `keypoints` reads the face mesh, so that handing it over saves searching for it again."""
 
     rigid: tuple[int, ...]
     """Indices of the keypoints that move with the skull (all of them where the model does not tell)."""
@@ -43,8 +46,8 @@ class Reenactor(Protocol):
         """
         ...
 
-    def prepare(self, source: Tensor) -> Any:
-        """Everything that depends on the source picture (1, 3, 256, 256) alone."""
+    def prepare(self, source: Tensor, motion: Tensor | None = None) -> Any:
+        """Everything that depends on the source picture (1, 3, 256, 256) alone; motion: its keypoints if known."""
         ...
 
     def render(self, state: Any, motion: Tensor) -> Tensor:

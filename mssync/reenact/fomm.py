@@ -75,6 +75,7 @@ class FOMM(nn.Module):
         self.config = config or FOMMConfig()
         self.align_corners = align_corners
         self.rigid = tuple(range(self.config.num_kp))
+        self.needs_landmarks = False
         self.kp_detector = KeypointDetector(self.config)
         self.generator = OcclusionAwareGenerator(self.config)
         self.requires_grad_(False)
@@ -88,10 +89,10 @@ class FOMM(nn.Module):
         """(B, 3, H, W) in [0, 1], sides multiples of 128 -> motion (B, 10, 6), [x, y, j00, j01, j10, j11]."""
         return self.kp_detector(image)
 
-    def prepare(self, source: Tensor) -> FOMMSource:
+    def prepare(self, source: Tensor, motion: Tensor | None = None) -> FOMMSource:
         """Everything of the source (B, 3, H, W) in [0, 1] that does not depend on the driving frame."""
         return FOMMSource(
-            motion=self.keypoints(source),
+            motion=self.keypoints(source) if motion is None else motion,
             small=self.generator.dense_motion_network.down(source),
             features=self.generator.encode(source),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from mssync.errors import InputError, written_whole
+
+
+def launched(precision: str = "32-true") -> Any:
+    """Fabric for this process alone, or for as many as torchrun or `fabric run` started."""
+    from lightning.fabric import Fabric
+    from lightning.fabric.strategies import DDPStrategy
+
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
+    # Stages leave parts of a model without gradients, which DDP has to be told.
+    strategy: Any = DDPStrategy(find_unused_parameters=True) if world > 1 else "auto"
+    fabric = Fabric(devices=local, num_nodes=world // local, precision=precision, strategy=strategy)  # type: ignore[arg-type]
+    fabric.launch()
+    return fabric
 
 
 class Run:
@@ -29,7 +44,7 @@ class Run:
             raise InputError(f"{folder}: cannot make the run folder ({error.strerror})") from error
         self.deadline = time.monotonic() + 60 * max_minutes if max_minutes else float("inf")
         self._writer: Any = None
-        self._shown = 0.0
+        self._shown = self._last = 0.0
 
     def restore(self, parts: dict[str, Any]) -> dict[str, Any]:
         """Load the last checkpoint into parts (name: module or optimizer) and return its numbers; {} for a new run.
@@ -77,10 +92,17 @@ class Run:
             return stop
         return bool(self.fabric.all_reduce(torch.tensor(float(stop)), reduce_op="max") > 0)
 
-    def log(self, step: int, values: dict[str, float], every: float = 15.0) -> None:
-        """Scalars to TensorBoard, and a line on the console at most every so many seconds."""
+    def log(self, step: int, values: dict[str, float], every: float = 15.0, samples: int = 0) -> None:
+        """Scalars to TensorBoard, and a line on the console at most every so many seconds.
+
+        samples: of this step, all processes together, for the throughput; 0 leaves it out.
+        """
         if not self.fabric.is_global_zero:
             return
+        now = time.monotonic()
+        if samples and self._last:
+            values = values | {"samples_per_second": samples / (now - self._last)}
+        self._last = now
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = self._writer or SummaryWriter(str(self.folder / "events" / self.name))
@@ -111,6 +133,52 @@ class Average:
             kept.lerp_(new.detach(), 1 - decay)
         for old, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
             old.copy_(buffer)
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over processes, of values and of gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+
+class SharedBatchNorm(nn.BatchNorm2d):
+    """Batch norm over the batches of all processes, on devices that nn.SyncBatchNorm does not know."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        exact = x.float()
+        moments = torch.stack([exact.mean((0, 2, 3)), exact.square().mean((0, 2, 3))])
+        mean, square = _Sum.apply(moments) / torch.distributed.get_world_size()
+        variance = square - mean.square()
+        with torch.no_grad():
+            count = x.numel() / x.shape[1] * torch.distributed.get_world_size()
+            self.running_mean.lerp_(mean, self.momentum)  # type: ignore[union-attr, arg-type]
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)  # type: ignore[union-attr, arg-type]
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return (exact * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]).to(x.dtype)
+
+
+def synchronised(model: nn.Module, fabric: Any) -> Any:
+    """The model with batch norms that see the batches of all processes, so that their number does not matter."""
+    if fabric.world_size == 1:
+        return model
+    if fabric.device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SharedBatchNorm
+    return model
 
 
 def ramp(step: int, start: int, stop: int) -> float:

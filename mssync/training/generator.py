@@ -21,7 +21,7 @@ from mssync.errors import InputError
 from mssync.generator import Generator
 from mssync.pyramid import LEVELS
 from mssync.syncer import SynchronyLoss
-from mssync.training.common import Average, Run
+from mssync.training.common import Average, Run, launched
 from mssync.weights import load_model, save_model
 
 VALIDATE_EVERY = 250  # steps
@@ -58,11 +58,8 @@ def train(
     data: prepared folder with motion; syncers: folder with syncer1 … syncer4.safetensors. The file holds a
     moving average of the weights. Raises InputError for a folder that lacks what is needed.
     """
-    from lightning.fabric import Fabric
-
     settings = config.generator_training
-    fabric = Fabric()
-    fabric.launch()
+    fabric = launched()
     run = Run(run_dir, "generator", max_minutes or settings.max_minutes, fabric)
     torch.manual_seed(0)
     sequences = read_sequences(data, "train", settings.frames, config.augmentation.smooth)

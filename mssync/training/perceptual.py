@@ -38,7 +38,7 @@ def _same(layer: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 class PerceptualLoss(nn.Module):
-    """Mean over layers of the relative L1 distance of feature maps; 0 for equal pictures, frozen."""
+    """Mean over pictures and layers of the relative L1 distance of feature maps; 0 for equal pictures, frozen."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,5 +75,6 @@ class PerceptualLoss(nn.Module):
             wanted = self.features(target)
         losses = []
         for have, want in zip(self.features(image), wanted, strict=True):
-            losses.append((have - want).float().abs().mean() / want.float().abs().mean())
+            error, size = ((x.float().abs().mean((1, 2, 3))) for x in (have - want, want))
+            losses.append((error / size).mean())
         return torch.stack(losses).mean()

@@ -1,16 +1,14 @@
 """Training of the compact reenactor.
 
-Four stages, in steps of one run: the detector alone learns the landmark guidance; detector, dense motion and
-painter learn together at half resolution while the guidance fades; then the detector is frozen (the motion space
-is fixed from here on, so syncers and generator can be trained beside it) and the rest goes on at 128×128, and at
-last at 256×256.
+Four stages, in steps of one run. MOTION: the dense motion and the learned keypoint, cheap steps without a painter;
+they are shown where pixels come from by the face meshes of both frames, which are exact on the face, and by optical
+flow elsewhere. Then the detector is frozen (the motion space is fixed from here on, so syncers and generator can be
+trained beside it) and the painter joins: LOW at 128×128, FULL at 256×256, and SHARP, the same with a discriminator.
 """
 
 from __future__ import annotations
 
-import os
 import signal
-from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
@@ -23,17 +21,32 @@ from torch import Tensor, nn
 from mssync.config import Config, ReenactorTraining
 from mssync.data.clips import read_clips
 from mssync.data.pairs import FramePairs
-from mssync.reenact.compact import CompactReenactor, exact_geometry, inverse, split
-from mssync.training.common import Average, Run, cosine_rate, ramp
+from mssync.faces import CHIN
+from mssync.reenact.compact import (
+    BODY,
+    MOTION_SIZE,
+    CompactReenactor,
+    DenseMotion,
+    coordinate_grid,
+    exact_geometry,
+    inverse,
+    split,
+    warp,
+)
+from mssync.reenact.mesh import LEFT_LIDS, LOWER_LIP, RIGHT_LIDS, UPPER_LIP
+from mssync.training.adversary import PatchDiscriminator, face_windows
+from mssync.training.common import Average, Run, cosine_rate, launched, ramp, synchronised
 from mssync.training.perceptual import PerceptualLoss
 from mssync.weights import save_model
 
 LOW_SIZE = 128
-GUIDED, JOINT, LOW, FULL = 1, 2, 3, 4  # stages
-# eyes, nose, cheeks, forehead, chin, upper lip, lower lip, mouth: see guidance.ANCHORS
-GUIDANCE_KEYPOINTS = (2.0, 2.0, 1.0, 0.5, 0.5, 0.5, 1.0, 2.0, 3.0, 2.0)
-GUIDANCE_VALUES = (1.0, 1.0, 0.1, 0.1, 0.1, 0.15)  # x, y, then the Jacobian; its last entry is how far open
-IMAGE_EVERY, SAVE_EVERY = 250, 250  # steps
+MOTION, LOW, FULL, SHARP = 1, 2, 3, 4  # stages
+FINE_POINTS = sorted({*LEFT_LIDS, *RIGHT_LIDS, *UPPER_LIP, *LOWER_LIP})
+FINE_WEIGHT = 4.0  # of a mesh point of eyelids and lips in the loss; others have 1
+CHEEKS = (234, 454)  # mesh points at the sides of the face
+BODY_SPREAD = 1.2  # half the width of the body's region, in widths of the face
+FLOW_SCALE = 4 / 256  # offset error, 2 pixels of 256, from which more error hardly costs more
+IMAGE_EVERY, SAVE_EVERY = 100, 100  # steps
 
 
 class ReenactorLosses(nn.Module):
@@ -45,67 +58,104 @@ class ReenactorLosses(nn.Module):
         self.model = CompactReenactor(**asdict(config.reenactor))
         self.perceptual = PerceptualLoss()
 
-    def forward(self, batch: dict[str, Tensor], stage: int, guidance: float) -> tuple[Tensor, dict, Tensor]:
-        """batch of FramePairs -> total loss, its parts, a strip of pictures (3, h, w)."""
+    def forward(self, batch: dict[str, Tensor], stage: int, guidance: float) -> tuple[dict, dict[str, Tensor]]:
+        """batch of FramePairs, factor of the guidance by mesh and flow -> weighted losses, pictures."""
         source, driving = batch["source"].float() / 255, batch["driving"].float() / 255
-        wanted = torch.stack([batch["source_motion"], batch["driving_motion"]])
-        if stage == GUIDED:
-            motion = self.model.keypoints(torch.cat([source, driving]))
-            losses = {"guidance": guidance * self._guidance(motion.unflatten(0, (2, -1)), wanted)}
-            return losses["guidance"], losses, driving[0]
         if stage < FULL:
             source, driving = (F.interpolate(x, size=(LOW_SIZE,) * 2, mode="area") for x in (source, driving))
-        with torch.set_grad_enabled(stage == JOINT and torch.is_grad_enabled()):
-            motion = self.model.keypoints(torch.cat([source, driving]))
+        marks = torch.cat([batch["source_marks"], batch["driving_marks"]])
+        with torch.set_grad_enabled(stage == MOTION and torch.is_grad_enabled()):
+            motion = self.model.detector(torch.cat([source, driving]), marks)
         source_motion, driving_motion = motion.chunk(2)
-        state = self.model.prepare_with(source, source_motion)
-        parts = self.model.render_parts(state, driving_motion)
-        losses = self._pictures(parts, driving, batch["weight"])
-        if stage == JOINT:
-            losses["guidance"] = guidance * self._guidance(motion.unflatten(0, (2, -1)), wanted)
-            losses["equivariance"] = self.weights.equivariance * self._equivariance(driving, driving_motion)
-        strip = torch.cat(list(_rows(source, driving, parts)), 2)
-        return torch.stack(list(losses.values())).sum(), losses, strip
+        if stage == MOTION:
+            parts, losses = self._motion_stage(batch, source, driving, source_motion, driving_motion)
+        else:
+            parts = self.model.render_parts(self.model.prepare(source, source_motion), driving_motion)
+            losses = self._pictures(parts, driving, batch["weight"])
+        losses["mesh"] = guidance * self.weights.mesh * mesh_error(parts["offset"], marks)
+        losses["flow"] = guidance * self.weights.flow * flow_error(parts["offset"], batch["flow"], batch["trust"])
+        return losses, {"source": source, "driving": driving, **parts}
+
+    def _motion_stage(
+        self, batch: dict[str, Tensor], source: Tensor, driving: Tensor, source_motion: Tensor, driving_motion: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        small = F.interpolate(source, size=(MOTION_SIZE,) * 2, mode="area")
+        field = self.model.dense_motion(small, source_motion, driving_motion)
+        warped = warp(source, field.offset)
+        losses = {
+            "warped": self.weights.reconstruction * weighted_error(warped, driving, batch["weight"]),
+            "coarse": self.weights.reconstruction * (F.avg_pool2d(warped - driving, 8)).abs().mean(),
+            "body": self.weights.flow * body_error(source_motion, driving_motion, batch),
+            "equivariance": self.weights.equivariance
+            * self._equivariance(driving, driving_motion[:, BODY:], batch["affine"]),
+        }
+        return {"warped": warped, "frame": warped, "offset": field.offset}, losses
 
     def _pictures(self, parts: dict[str, Tensor], driving: Tensor, weight: Tensor) -> dict[str, Tensor]:
-        weight = F.interpolate(weight, size=driving.shape[-2:], mode="bilinear")
-        weight = weight / weight.mean()
         return {
-            "reconstruction": self.weights.reconstruction * (weight * (parts["frame"] - driving).abs()).mean(),
-            "generated": self.weights.generated * (weight * (parts["generated"] - driving).abs()).mean(),
+            "reconstruction": self.weights.reconstruction * weighted_error(parts["frame"], driving, weight),
+            "generated": self.weights.generated * weighted_error(parts["generated"], driving, weight),
+            "warped": self.weights.warped * weighted_error(parts["warped"], driving, weight),
             "perceptual": self.weights.perceptual * self.perceptual(parts["frame"], driving),
         }
 
-    @staticmethod
-    def _guidance(motion: Tensor, wanted: Tensor) -> Tensor:
-        """L1 to the landmarks' motion, both (2, B, 10, 6): source and driving.
+    def _equivariance(self, image: Tensor, motion: Tensor, affine: Tensor) -> Tensor:
+        """FOMM's equivariance under an affine map z -> A z + b of the picture, for the learned keypoint."""
+        grid = F.affine_grid(affine, list(image.shape), align_corners=False)
+        moved = F.grid_sample(image, grid, padding_mode="reflection", align_corners=False)
+        return equivariance(motion, self.model.detector.body(moved), affine[..., :2], affine[..., 2])
 
-        What moves a picture is the change from source to driving, so that counts beside the values, and
-        lips and eyes, which move least and matter most, count more.
-        """
-        error = motion - wanted
-        change = error[1] - error[0]
-        weight = error.new_tensor(GUIDANCE_KEYPOINTS)[:, None] * error.new_tensor(GUIDANCE_VALUES)
-        weight = weight / len(GUIDANCE_KEYPOINTS)
-        return (weight * (error.abs().mean((0, 1)) + 2 * change.abs().mean(0))).sum() / 2
 
-    def _equivariance(self, image: Tensor, motion: Tensor) -> Tensor:
-        """FOMM's equivariance under a random affine map z -> A z + b of the picture, values and Jacobians."""
-        batch, device = len(image), image.device
-        noise = torch.randn(batch, 2, 3, device=device) * torch.tensor([0.08, 0.08, 0.06], device=device)
-        affine = torch.eye(2, device=device) + noise[..., :2]
-        moved = F.grid_sample(
-            image,
-            F.affine_grid(torch.cat([affine, noise[..., 2:]], -1), list(image.shape), align_corners=False),
-            padding_mode="reflection",
-            align_corners=False,
-        )
-        return equivariance(motion, self.model.keypoints(moved), affine, noise[..., 2])
+def weighted_error(drawn: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
+    """L1 of pictures (B, 3, s, s) under weights (B, 1, 64, 64), of mean 1 in each picture."""
+    weight = F.interpolate(weight, size=drawn.shape[-2:], mode="bilinear")
+    weight = weight / weight.mean((1, 2, 3), keepdim=True)
+    return (weight * (drawn - wanted).abs()).mean()
+
+
+@exact_geometry
+def mesh_error(offset: Tensor, marks: Tensor) -> Tensor:
+    """How far off the field (B, h, h, 2) is at the mesh: a point of the driving face comes from the same of the source.
+
+    marks (2B, 478, 2): source, then driving.
+    """
+    source, driving = marks.chunk(2)
+    found = F.grid_sample(
+        offset.permute(0, 3, 1, 2), driving[:, :, None], padding_mode="border", align_corners=False
+    ).squeeze(-1)
+    weight = torch.ones(driving.shape[1], device=offset.device)
+    weight[FINE_POINTS] = FINE_WEIGHT
+    error = (found.transpose(1, 2) - (source - driving)).abs().sum(-1)
+    return (error * weight).mean() / weight.mean()
+
+
+@exact_geometry
+def flow_error(offset: Tensor, flow: Tensor, trust: Tensor) -> Tensor:
+    """Distance of the field (B, h, h, 2) from optical flow (B, 64, 64, 2), as far as that is trusted (B, 64, 64)."""
+    small = F.interpolate(offset.permute(0, 3, 1, 2), size=flow.shape[1:3], mode="area").permute(0, 2, 3, 1)
+    return (trust * _robust(small - flow)).mean()
+
+
+def body_error(source: Tensor, driving: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """How far the learned keypoint's own affine motion is from the optical flow below the chin."""
+    offset = DenseMotion.sparse_offsets(source, driving, MOTION_SIZE)[:, 1 + BODY]
+    marks, grid = batch["driving_marks"], coordinate_grid(MOTION_SIZE, batch["driving_marks"])
+    chin = marks[:, CHIN, None, None]
+    width = (marks[:, CHEEKS[1], 0] - marks[:, CHEEKS[0], 0]).abs()[:, None, None]
+    away = grid - chin
+    region = (away[..., 1] > 0) & (away[..., 0].abs() < BODY_SPREAD * width)
+    return (batch["trust"] * region * _robust(offset - batch["flow"])).mean()
+
+
+def _robust(difference: Tensor) -> Tensor:
+    """(..., 2) -> its length, growing ever more slowly beyond FLOW_SCALE: flow has outliers."""
+    length = (difference.square().sum(-1) + 1e-8).sqrt()
+    return FLOW_SCALE * torch.log1p(length / FLOW_SCALE)
 
 
 @exact_geometry
 def equivariance(motion: Tensor, moved: Tensor, affine: Tensor, shift: Tensor) -> Tensor:
-    """How far two motions (B, 10, 6) are from being the same points, values and Jacobians.
+    """How far two motions (B, K, 6) are from being the same points, values and Jacobians.
 
     A picture sampled at A z + b shows at z what the original shows at A z + b; affine (B, 2, 2), shift (B, 2).
     """
@@ -115,121 +165,165 @@ def equivariance(motion: Tensor, moved: Tensor, affine: Tensor, shift: Tensor) -
     return (p - back).abs().mean() + 0.1 * (product - torch.eye(2, device=p.device)).abs().mean()
 
 
-def _rows(source: Tensor, driving: Tensor, parts: dict[str, Tensor]) -> Iterator[Tensor]:
-    """Pictures for the log, one below the other, four samples side by side."""
-    shown = [source, driving, parts["frame"], parts["generated"], parts["share"].expand_as(source)]
-    for k in range(min(4, len(source))):
-        yield torch.cat([x[k].float() for x in shown], 1)
+def picture_grid(pictures: dict[str, Tensor], columns: int = 4) -> Tensor:
+    """Pictures for the log, (3, h, w): source, driving, frame, generated, share, one below the other."""
+    names = ("source", "driving", "frame", "generated", "share")
+    shown = [pictures[name].detach().float() for name in names if name in pictures]
+    rows = [torch.cat(list(x[:columns].expand(-1, 3, -1, -1)), 2) for x in shown]
+    return torch.cat(rows, 1)
 
 
 def train(config: Config, data: str | Path, run_dir: str | Path, max_minutes: float | None = None) -> Path:
     """Train (or go on training) on the prepared folder `data`; returns the model file in `run_dir`.
 
-    The run is resumed exactly from ``reenactor.pt``: samples are a function of the step. Raises InputError when the
+    The run is resumed exactly from ``reenactor.pt``: samples are a function of the step. Launched by torchrun or
+    `fabric run`, several processes share each step's batch, `batch` samples a process. Raises InputError when the
     folder is not a prepared one or the run was made with other sizes.
     """
-    from lightning.fabric import Fabric
-    from torch.utils.data import DataLoader, Subset
-
     settings = config.reenactor_training
-    # Stages leave parts of the model without gradients, which DDP has to be told.
-    fabric = Fabric(precision=settings.precision, strategy=_strategy())
-    fabric.launch()
-    run = Run(run_dir, "reenactor", max_minutes, fabric)
-    torch.manual_seed(settings.seed)
-    losses = ReenactorLosses(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = Average(losses.model, settings.average)
-    trained = list(losses.model.parameters())
-    optimizer = torch.optim.Adam(trained, lr=settings.lr, betas=(0.5, 0.99))
-    wrapped, optimizer = fabric.setup(losses, optimizer)
-    average.model.to(fabric.device)
-    kept = {"model": losses.model, "average": average.model, "optimizer": optimizer}
-    start = int(run.restore(kept).get("step", 0))
-    ends = _stage_ends(settings)
+    fabric = launched(settings.precision)
+    trainer = _Trainer(config, fabric, Run(run_dir, "reenactor", max_minutes, fabric))
     clips = read_clips(data, "train")
+    ends = _stage_ends(settings)
+    start = trainer.restore()
     while start < ends[-1]:
         stage = next(i for i, end in enumerate(ends) if start < end) + 1
-        if stage > JOINT:
+        stop = trainer.stage(stage, start, ends, clips)
+        trainer.save(stop)
+        if stop < ends[stage - 1]:
+            break
+        start = stop
+    return trainer.run.folder / "reenactor.safetensors"
+
+
+class _Trainer:
+    """Models, optimizers and their steps."""
+
+    def __init__(self, config: Config, fabric: Any, run: Run) -> None:
+        self.settings, self.fabric, self.run = config.reenactor_training, fabric, run
+        torch.manual_seed(self.settings.seed)
+        self.losses = synchronised(ReenactorLosses(config), fabric)
+        self.model: CompactReenactor = self.losses.model
+        self.critic = PatchDiscriminator()
+        self.average = Average(self.model, self.settings.average)
+        self.average.model.to(fabric.device)
+        self.optimizer, self.critic_optimizer = (
+            torch.optim.Adam(module.parameters(), lr=self.settings.lr, betas=(0.5, 0.99))
+            for module in (self.model, self.critic)
+        )
+        channels_last = torch.channels_last
+        self.wrapped, self.optimizer = fabric.setup(self.losses.to(memory_format=channels_last), self.optimizer)
+        self.judge, self.critic_optimizer = fabric.setup(self.critic, self.critic_optimizer)
+        self.judge.mark_forward_method("judge")
+        self.kept = {
+            "model": self.model,
+            "average": self.average.model,
+            "optimizer": self.optimizer,
+            "critic": self.critic,
+            "critic_optimizer": self.critic_optimizer,
+        }
+
+    def restore(self) -> int:
+        """The step to go on at."""
+        return int(self.run.restore(self.kept).get("step", 0))
+
+    def save(self, step: int) -> None:
+        self.run.save(self.kept, step=step)
+        if self.fabric.is_global_zero:
+            shipped = self.average.model
+            path = self.run.folder / "reenactor.safetensors"
+            save_model(path, shipped, "compact", shipped.config, {"steps": step})  # type: ignore[arg-type]
+
+    def stage(self, stage: int, start: int, ends: list[int], clips: list[Any]) -> int:
+        """Train from `start` to the end of `stage`, of the time, or Ctrl-C; returns the next step."""
+        if stage > MOTION:
             # What is kept from here on is the averaged detector, so the rest learns with that one.
-            losses.model.detector.load_state_dict(average.model.detector.state_dict())  # type: ignore[union-attr]
-            losses.model.detector.requires_grad_(False)
-        size = {GUIDED: settings.detector_batch, FULL: settings.full_batch}.get(stage, settings.batch)
-        world, rank = fabric.world_size, fabric.global_rank
+            self.model.detector.load_state_dict(self.average.model.detector.state_dict())  # type: ignore[union-attr]
+        self.model.detector.requires_grad_(stage == MOTION)
+        self.model.painter.requires_grad_(stage != MOTION)
+        step = start
+        loader = self._loader(stage, start, ends, clips)
+        for at, batch in zip(self.run.steps(start, ends[stage - 1]), loader, strict=False):
+            self.model.train()
+            self.model.detector.train(stage == MOTION)  # frozen: its batch norms too
+            batch = {name: value.to(self.fabric.device) for name, value in batch.items()}
+            self._step(stage, at, ends, batch)
+            step = at + 1
+            if step % SAVE_EVERY == 0:
+                self.save(step)
+        return step
+
+    def _step(self, stage: int, at: int, ends: list[int], batch: dict[str, Tensor]) -> None:
+        settings = self.settings
+        _set_rate(self.optimizer, settings, at, ends)
+        fade = ramp(at, ends[0], ends[1])
+        guidance = 1 + (settings.guidance_final - 1) * fade
+        losses, pictures = self.wrapped(batch, stage, guidance)
+        if stage == SHARP:
+            losses |= self._criticised(pictures, batch["driving_marks"])
+        self.fabric.backward(torch.stack(list(losses.values())).sum())
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        if norm.isfinite():  # a single bad batch must not end a run of days
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.average.update(self.model, at)
+        self._log(at, losses, pictures, len(batch["source"]))
+
+    def _criticised(self, pictures: dict[str, Tensor], marks: Tensor) -> dict[str, Tensor]:
+        """One step of the discriminator, then the losses it gives."""
+        drawn, real = (face_windows(pictures[name], marks) for name in ("frame", "driving"))
+        self.fabric.backward(self.judge.judge(drawn, real))
+        self.critic_optimizer.step()
+        self.critic.requires_grad_(False)
+        with self.fabric.autocast():
+            adversarial, matching = self.critic.criticise(drawn, real)
+        self.critic.requires_grad_(True)
+        self.critic_optimizer.zero_grad(set_to_none=True)
+        return {"adversarial": self.settings.adversarial * adversarial, "matching": self.settings.matching * matching}
+
+    def _loader(self, stage: int, start: int, ends: list[int], clips: list[Any]) -> Any:
+        from torch.utils.data import DataLoader, Subset
+
+        settings, world, rank = self.settings, self.fabric.world_size, self.fabric.global_rank
+        size = {MOTION: settings.motion_batch, LOW: settings.low_batch}.get(stage, settings.full_batch)
         dataset = FramePairs(clips, ends[-1] * size * world, settings.seed)
         # rank r of step s reads samples (s * world + r) * size ...: the same set whatever the number of processes
         order = [(s * world + rank) * size + i for s in range(start, ends[stage - 1]) for i in range(size)]
-        loader = DataLoader(
+        return DataLoader(
             Subset(dataset, order),
             size,
             num_workers=settings.workers,
             prefetch_factor=4 if settings.workers else None,
-            worker_init_fn=_ignore_interrupt,
+            worker_init_fn=_start_worker,
         )
-        done = start
-        for step, batch in zip(run.steps(start, ends[stage - 1]), loader, strict=False):
-            _set_mode(losses.model, stage)
-            _set_rate(optimizer, settings, step, ends)
-            fade = ramp(step, ends[0], ends[1])
-            guidance = settings.guidance + (settings.guidance_final - settings.guidance) * fade
-            torch.manual_seed(settings.seed + step * world + rank)
-            batch = {k: v.to(fabric.device) for k, v in batch.items()}
-            total, parts, strip = wrapped(batch, stage, guidance)
-            fabric.backward(total)
-            torch.nn.utils.clip_grad_norm_(trained, 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            average.update(losses.model, step)
-            done = step + 1
-            run.log(step, {"total": float(total.detach()), **{k: float(v.detach()) for k, v in parts.items()}})
-            if done % IMAGE_EVERY == 0:
-                run.image(step, "pictures", strip.detach())
-            if done % SAVE_EVERY == 0:
-                _save(run, kept, done)
-        _save(run, kept, done)
-        if done < ends[stage - 1]:
-            break
-        start = done
-    return run.folder / "reenactor.safetensors"
+
+    def _log(self, at: int, losses: dict[str, Tensor], pictures: dict[str, Tensor], samples: int) -> None:
+        found = self.fabric.all_reduce(torch.stack([value.detach().float() for value in losses.values()]))
+        values = dict(zip(losses, found.tolist(), strict=True))
+        self.run.log(at, {"total": sum(values.values()), **values}, samples=samples * self.fabric.world_size)
+        if (at + 1) % IMAGE_EVERY == 0:
+            self.run.image(at, "pictures", picture_grid(pictures))
 
 
-def _strategy() -> Any:
-    """One process unless launched as several (torchrun, fabric run)."""
-    from lightning.fabric.strategies import DDPStrategy
-
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return DDPStrategy(find_unused_parameters=True) if several else "auto"
-
-
-def _ignore_interrupt(_: int) -> None:
+def _start_worker(_: int) -> None:
     """Ctrl-C ends the training after the step under way, which needs the reader's batch."""
+    import cv2
+
+    cv2.setNumThreads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _stage_ends(settings: ReenactorTraining) -> list[int]:
     """The step at which each of the four stages ends."""
-    steps = (settings.detector_steps, settings.joint_steps, settings.low_steps, settings.full_steps)
-    return list(accumulate(steps))
-
-
-def _set_mode(model: CompactReenactor, stage: int) -> None:
-    model.train()
-    if stage > JOINT:
-        model.detector.eval()  # frozen: its batch norms too
+    return list(accumulate((settings.motion_steps, settings.low_steps, settings.full_steps, settings.sharp_steps)))
 
 
 def _set_rate(optimizer: Any, settings: ReenactorTraining, step: int, ends: list[int]) -> None:
-    """The detector has a cosine of its own; the later stages share one."""
-    first = ends[0]
+    """The first stage has a cosine of its own; the later ones share one."""
+    first, warmup = ends[0], settings.warmup
     if step < first:
-        factor = cosine_rate(step, first, settings.warmup, 0.3)
+        factor = cosine_rate(step, first, warmup, 0.2)
     else:
-        factor = cosine_rate(step - first, ends[-1] - first, settings.warmup)
+        factor = cosine_rate(step - first, ends[-1] - first, warmup)
     for group in optimizer.param_groups:
         group["lr"] = settings.lr * factor
-
-
-def _save(run: Run, parts: dict[str, Any], step: int) -> None:
-    run.save(parts, step=step)
-    shipped = parts["average"]
-    if run.fabric.is_global_zero:
-        save_model(run.folder / "reenactor.safetensors", shipped, "compact", shipped.config, {"steps": step})

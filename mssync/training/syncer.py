@@ -18,7 +18,7 @@ from mssync.data.sequences import Sequence, SequenceBatches, read_sequences, val
 from mssync.errors import InputError
 from mssync.pyramid import LEVELS, pyramid
 from mssync.syncer import Syncer, info_nce, windows
-from mssync.training.common import Run, cosine_rate
+from mssync.training.common import Run, cosine_rate, launched
 from mssync.weights import save_model
 
 VALIDATE_EVERY = 250  # steps
@@ -68,11 +68,8 @@ def train(config: Config, data: str | Path, run_dir: str | Path, level: int, max
     judge, it punishes rare confident mistakes at a low temperature. Raises InputError when `data` is not a
     prepared folder with motion.
     """
-    from lightning.fabric import Fabric
-
     settings = config.syncer_training
-    fabric = Fabric()
-    fabric.launch()
+    fabric = launched()
     run = Run(run_dir, f"syncer{level}", max_minutes or settings.max_minutes, fabric)
     torch.manual_seed(level)
     syncer = Syncer(**asdict(config.syncer))

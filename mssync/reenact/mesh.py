@@ -1,74 +1,31 @@
-"""Landmark guidance: what the ten keypoints of the compact reenactor are first taught to be.
+"""Keypoints read from a face mesh: nine of the ten of the compact reenactor.
 
 Each keypoint has an anchor (a mean of mesh points) and a neighbourhood of mesh points. Its coordinates are the
 anchor's; its Jacobian is the least-squares linear map from the neighbourhood in the canonical face to the
-neighbourhood in the picture. So eyelids and lips move the Jacobians of their keypoints, and what FOMM learns
-without supervision starts from something that is true of every face.
+neighbourhood in the picture, so that eyelids, lips and the turning head move the Jacobians. Both are linear in the
+mesh points: the whole reading is one matrix.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
-from mssync.faces import N_LANDMARKS
+from mssync.faces import CANONICAL_FILE, N_LANDMARKS
 
-UPPER_LIP = (
-    61,
-    185,
-    40,
-    39,
-    37,
-    0,
-    267,
-    269,
-    270,
-    409,
-    291,
-    78,
-    191,
-    80,
-    81,
-    82,
-    13,
-    312,
-    311,
-    310,
-    415,
-    308,
-)
-LOWER_LIP = (
-    146,
-    91,
-    181,
-    84,
-    17,
-    314,
-    405,
-    321,
-    375,
-    95,
-    88,
-    178,
-    87,
-    14,
-    317,
-    402,
-    318,
-    324,
-    61,
-    291,
-    78,
-    308,
-)
+# fmt: off
+UPPER_LIP = (61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291, 78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308)
+LOWER_LIP = (146, 91, 181, 84, 17, 314, 405, 321, 375, 95, 88, 178, 87, 14, 317, 402, 318, 324, 61, 291, 78, 308)
+LEFT_LIDS = (33, 246, 161, 160, 159, 158, 157, 173, 133, 155, 154, 153, 145, 144, 163, 7)
+RIGHT_LIDS = (263, 466, 388, 387, 386, 385, 384, 398, 362, 382, 381, 380, 374, 373, 390, 249)
+# fmt: on
 NEAREST = 40  # mesh points in a neighbourhood that is not listed
 
 # name: (points whose mean is the anchor, neighbourhood or () for the NEAREST in the canonical face)
 ANCHORS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
-    "left eye": ((33, 133, 159, 145), ()),
-    "right eye": ((263, 362, 386, 374), ()),
+    "left eye": ((33, 133, 159, 145), LEFT_LIDS),
+    "right eye": ((263, 362, 386, 374), RIGHT_LIDS),
     "nose": ((1, 4), ()),
     "left cheek": ((234, 93, 132), ()),
     "right cheek": ((454, 323, 361), ()),
@@ -76,11 +33,8 @@ ANCHORS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "chin": ((152, 175), ()),
     "upper lip": ((0, 13), UPPER_LIP),
     "lower lip": ((14, 17), LOWER_LIP),
-    "mouth": ((13, 14, 61, 291), tuple(sorted({*UPPER_LIP, *LOWER_LIP}))),
 }
-FLIPPED = (1, 0, 2, 4, 3, 5, 6, 7, 8, 9)  # keypoint k of a mirrored picture is FLIPPED[k] of the picture
-
-CANONICAL_FILE = Path(__file__).parent.parent / "assets" / "canonical_face.npy"
+MESH_KEYPOINTS = len(ANCHORS)
 
 
 @lru_cache(maxsize=1)
@@ -89,7 +43,6 @@ def canonical_face() -> np.ndarray:
     return np.load(CANONICAL_FILE)
 
 
-@lru_cache(maxsize=1)
 def neighbourhoods() -> list[np.ndarray]:
     """Mesh indices of each keypoint's neighbourhood."""
     canonical = canonical_face()
@@ -100,18 +53,29 @@ def neighbourhoods() -> list[np.ndarray]:
     return found
 
 
-def landmark_motion(landmarks: np.ndarray) -> np.ndarray:
-    """Landmarks (T, 478, >=2) in [-1, 1] -> motion (T, 10, 6) that the keypoint detector is guided to."""
-    points, canonical = landmarks[..., :2], canonical_face()
-    motion = np.empty((len(points), len(ANCHORS), 6), np.float32)
+@lru_cache(maxsize=1)
+def mesh_map() -> np.ndarray:
+    """The reading as a tensor (9, 3, 478) float32: rows of a keypoint's [position; Jacobian^T] from the points.
+
+    Applied to points X (478, 2): row 0 gives the position p, rows 1 and 2 the columns of the Jacobian J that
+    minimises sum |J r_i - h_i|^2 over its neighbourhood, r the centred canonical points, h the centred ones here:
+    J^T = (R^T R)^-1 R^T H.
+    """
+    canonical = canonical_face().astype(np.float64)
+    found = np.zeros((MESH_KEYPOINTS, 3, N_LANDMARKS))
     for k, ((anchor, _), near) in enumerate(zip(ANCHORS.values(), neighbourhoods(), strict=True)):
-        motion[:, k, :2] = points[:, list(anchor)].mean(1)
+        found[k, 0, list(anchor)] = 1 / len(anchor)
         reference = canonical[near] - canonical[near].mean(0)
-        here = points[:, near] - points[:, near].mean(1, keepdims=True)
-        # J minimises sum |J r_i - h_i|^2: J = H^T R (R^T R)^-1
-        jacobian = np.einsum("tni,nj->tij", here, reference) @ np.linalg.inv(reference.T @ reference)
-        motion[:, k, 2:] = jacobian.reshape(-1, 4)
-    return motion
+        # R is centred, so R^T H is R^T X: the mean of X falls out
+        found[k, 1:, near] = np.linalg.solve(reference.T @ reference, reference.T).T
+    return found.astype(np.float32)
+
+
+def mesh_motion(landmarks: np.ndarray) -> np.ndarray:
+    """Landmarks (..., 478, >=2) in [-1, 1] -> motion (..., 9, 6) of the keypoints on the face."""
+    rows = np.einsum("krn,...ni->...kri", mesh_map(), landmarks[..., :2].astype(np.float32))
+    jacobian = np.swapaxes(rows[..., 1:, :], -1, -2)
+    return np.concatenate([rows[..., 0, :], jacobian.reshape(*jacobian.shape[:-2], 4)], -1)
 
 
 def fit_canonical(meshes: np.ndarray, mirror: np.ndarray, rounds: int = 3) -> np.ndarray:

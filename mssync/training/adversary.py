@@ -1,0 +1,54 @@
+"""The adversarial end of the reenactor's training: a discriminator of patches of the face."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+PATCH = 128  # side of the window of a 256×256 picture that is judged: the face
+WIDTHS = (32, 64, 128, 128)
+
+
+class PatchDiscriminator(nn.Module):
+    """Scores of overlapping patches, and the features they are made from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = (3, *WIDTHS)
+        self.layers = nn.ModuleList(
+            spectral_norm(nn.Conv2d(a, b, 4, stride=2, padding=1)) for a, b in zip(sizes, WIDTHS, strict=False)
+        )
+        self.score = spectral_norm(nn.Conv2d(WIDTHS[-1], 1, 3, padding=1))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """(B, 3, s, s) in [0, 1] -> scores (B, 1, s/16, s/16), positive for real; features of each layer."""
+        x, features = image * 2 - 1, []
+        for layer in self.layers:
+            x = F.leaky_relu(layer(x), 0.2)
+            features.append(x)
+        return self.score(x), features
+
+    def judge(self, drawn: Tensor, real: Tensor) -> Tensor:
+        """Hinge loss of the discriminator itself."""
+        fake_scores, real_scores = self(drawn.detach())[0], self(real)[0]
+        return (F.relu(1 + fake_scores.float()) + F.relu(1 - real_scores.float())).mean()
+
+    def criticise(self, drawn: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses of what drew: its hinge loss, and the distance of the features from the real picture's."""
+        scores, have = self(drawn)
+        with torch.no_grad():
+            want = self(real)[1]
+        matching = torch.stack([(a - b).float().abs().mean() for a, b in zip(have, want, strict=True)])
+        return -scores.float().mean(), matching.mean()
+
+
+def face_windows(image: Tensor, marks: Tensor) -> Tensor:
+    """Windows (B, 3, 128, 128) of pictures (B, 3, 256, 256) around the middle of landmarks (B, 478, 2)."""
+    size = image.shape[-1]
+    centre = (marks.amin(1) + marks.amax(1)) / 2
+    corner = ((centre + 1) / 2 * size - PATCH / 2).round().long().clamp(0, size - PATCH)
+    return torch.stack(
+        [x[:, y0 : y0 + PATCH, x0 : x0 + PATCH] for x, (x0, y0) in zip(image, corner.tolist(), strict=True)]
+    )
