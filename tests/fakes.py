@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mssync.audio import SAMPLE_RATE
-from mssync.data.prepare import Entry
+from mssync.data.clips import Entry
 from mssync.faces import CHIN, Face
 
 
@@ -72,7 +72,7 @@ class FakeClip:
     """A noisy head that moves before a still background."""
 
     def __init__(self, name: str = "clip", frames: int = 12) -> None:
-        self.entry = Entry(name, "val", name, "made up", frames, False, "")
+        self.entry = Entry(name, "val", name, "made up", frames, False, "", "")
         rng = np.random.default_rng(0)
         face = np.concatenate([rng.uniform(-0.3, 0.3, (478, 2)), np.zeros((478, 1))], 1)
         face[CHIN] = (0, 0.3, 0)
