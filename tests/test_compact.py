@@ -14,12 +14,14 @@ from mssync.errors import InputError
 from mssync.faces import mirror_points, mirrored_landmarks
 from mssync.reenact import motion_space
 from mssync.reenact.compact import (
+    LID_SHARE,
     MOTION_SIZE,
     CompactReenactor,
     DenseMotion,
     coordinate_grid,
     gaussians,
     inverse,
+    steadied,
     warp,
 )
 from mssync.reenact.mesh import ANCHORS, MESH_KEYPOINTS, canonical_face, mesh_motion, neighbourhoods
@@ -54,6 +56,16 @@ def test_sparse_motion_is_equation_4_of_fomm() -> None:
         j_s, j_d = (m[0, k, 2:].reshape(2, 2) for m in (source, driving))
         wanted = source[0, k, :2] + j_s @ torch.linalg.inv(j_d) @ (z - driving[0, k, :2])
         torch.testing.assert_close(offsets[0, k + 1, row, column] + z, wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_a_closed_eye_can_be_warped() -> None:
+    motion = random_motion(1)
+    motion[:, :, 2:] = torch.eye(2).flatten()
+    motion[:, 0, 2:] = torch.tensor([1.0, 0.0, 0.0, 0.0])  # no height
+    eye = steadied(motion)[0, 0, 2:]
+    torch.testing.assert_close(eye, torch.tensor([1.0, 0.0, 0.0, 1 - LID_SHARE]))
+    torch.testing.assert_close(steadied(motion)[:, 2:], motion[:, 2:])
+    torch.testing.assert_close(steadied(motion)[..., :2], motion[..., :2])
 
 
 def test_a_zero_offset_returns_the_picture_at_any_size() -> None:

@@ -41,6 +41,8 @@ FARTHEST = 3.0  # coordinates are sampled no farther away: the border is repeate
 STILL = 1 / 256  # offset, half a pixel of 256, at which about two thirds of the generated share are let in
 RIGID = (0, 1, 2, 3, 4, 5)  # eyes, nose, cheeks, forehead: see mesh.ANCHORS
 BODY = MESH_KEYPOINTS  # index of the learned keypoint
+EYES, NOSE = [0, 1], 2  # indices of keypoints
+LID_SHARE = 0.7  # of the eyelids in the Jacobian by which an eye is warped; the rest is the nose's
 
 
 def exact_geometry(function: Callable[..., T]) -> Callable[..., T]:
@@ -194,6 +196,14 @@ def read_keypoints(heat: Tensor, jacobian: Tensor) -> Tensor:
     return torch.cat([weight @ grid, identity + values], -1)
 
 
+def steadied(motion: Tensor) -> Tensor:
+    """Motion (B, 10, 6) with eyes that can be warped: the Jacobian of a closed one is flat, and has no inverse."""
+    nose = motion[:, NOSE, None, 2:]
+    eyes = LID_SHARE * motion[:, EYES, 2:] + (1 - LID_SHARE) * nose
+    eyes = torch.cat([motion[:, EYES, :2], eyes], -1)
+    return torch.cat([eyes, motion[:, len(EYES) :]], 1)
+
+
 class Field(NamedTuple):
     """Dense motion: offset (B, 128, 128, 2); occlusion at 128, 64 and 32, each (B, 1, s, s) in [0, 1]; features
     (B, width, 64, 64); moving (B, 1, 128, 128) in [0, 1], 0 where nothing moves."""
@@ -223,6 +233,8 @@ class DenseMotion(nn.Module):
 
     def forward(self, small: Tensor, source: Tensor, driving: Tensor) -> Field:
         """small (1 or B, 3, 64, 64), source and driving motion (B, 10, 6)."""
+        change = (driving - source).flatten(1)
+        source, driving = steadied(source), steadied(driving)
         offsets = self.sparse_offsets(source, driving, FIELD_SIZE)  # (B, 11, 128, 128, 2)
         batch = offsets.shape[0]
         heat = gaussians(driving[..., :2], MOTION_SIZE) - gaussians(source[..., :2], MOTION_SIZE)
@@ -231,7 +243,7 @@ class DenseMotion(nn.Module):
         coarse = self.sparse_offsets(source, driving, MOTION_SIZE)
         moved = warp(small, coarse.flatten(0, 1)).unflatten(0, (batch, N_KEYPOINTS + 1))
         inputs = torch.cat([heat.unsqueeze(2), moved * 2 - 1], 2).flatten(1, 2)
-        features = self.hourglass(inputs, (driving - source).flatten(1))
+        features = self.hourglass(inputs, change)
         masks, correction, finest = self.fine(features).float().split((N_KEYPOINTS + 1, 2, 1), 1)
         # How far anything moves: nothing is corrected or generated in a picture that stays as it is.
         # (Detached: the root has no slope at rest.)
