@@ -210,8 +210,11 @@ def test_motion_beside_or_inside_the_shards(videos: Path, prepared: Path, tmp_pa
             motion[:, 0, :2] = landmarks[:, 33, :2]
             return motion
 
-        def state_dict(self) -> dict[str, torch.Tensor]:
-            return {"detector.a": torch.ones(1)}
+        def named_parameters(self) -> list[tuple[str, torch.Tensor]]:
+            return [("detector.a", torch.ones(1))]
+
+        def named_buffers(self) -> list[tuple[str, torch.Tensor]]:
+            return []
 
     folder = tmp_path / "data"
     shutil.copytree(prepared, folder)
