@@ -245,7 +245,11 @@ def test_motion_beside_or_inside_the_shards(videos: Path, prepared: Path, tmp_pa
     assert (tmp_path / "inside" / "offsets.json").is_file()
     for one, two in zip(read_clips(folder, "train"), read_clips(tmp_path / "inside", "train"), strict=True):
         for name, value in read_motion(one).items():
-            np.testing.assert_array_equal(value, read_motion(two)[name])
+            other = read_motion(two)[name]
+            if value.dtype.kind == "f":  # the last digit depends on the number of threads
+                np.testing.assert_allclose(value, other, atol=1e-6)
+            else:
+                assert value == other
 
 
 def test_mirrored_landmarks_are_those_of_the_mirrored_picture(portrait: np.ndarray) -> None:
@@ -362,7 +366,7 @@ def test_killed_at_random_and_resumed(videos: Path, prepared: Path, data_dir: Pa
     out = tmp_path / "killed"
     words = ["preprocess", *map(str, sources), "-o", str(out), "--per-shard", "3", "--workers", "2"]
     start = time.monotonic()
-    done = killed_and_resumed([sys.executable, "-m", "mssync.cli", *words], kills, longest=7.0, seed=1)
+    done = killed_and_resumed([sys.executable, "-m", "mssync.cli", *words], kills, longest=4.0, seed=1)
     print(f"killed {done} times in {time.monotonic() - start:.0f} s")
     assert done >= kills - 2
     assert content(out) == content(wanted)
