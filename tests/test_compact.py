@@ -18,12 +18,10 @@ from mssync.reenact.compact import (
     MOTION_SIZE,
     CompactReenactor,
     DenseMotion,
-    coordinate_grid,
     gaussians,
-    inverse,
     steadied,
-    warp,
 )
+from mssync.reenact.geometry import coordinate_grid, inverse, warp
 from mssync.reenact.mesh import ANCHORS, MESH_KEYPOINTS, canonical_face, mesh_motion, neighbourhoods
 from mssync.weights import load_model, save_model
 

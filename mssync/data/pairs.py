@@ -12,14 +12,17 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mssync.data.clips import SIZE, Clip
-from mssync.faces import mirrored_landmarks, mouth_opening
+from mssync.faces import eye_opening, mirrored_landmarks, mouth_opening
 from mssync.reenact.mesh import LEFT_LIDS, LOWER_LIP, RIGHT_LIDS, UPPER_LIP
 
 WEIGHT_SIZE = 64  # side of the loss weight map
 FLOW_SIZE = 128  # side at which optical flow is measured
 FLOW_ERROR = 12.0  # grey levels: how far a fetched pixel may be off before its flow is doubted
-FACE_WEIGHT, EYE_WEIGHT, MOUTH_WEIGHT = 1.5, 5.0, 12.0  # of a pixel in the loss; the background has 1
-CANDIDATES = 6  # driving frames of which one is chosen by its mouth
+FACE_WEIGHT, EYE_WEIGHT, MOUTH_WEIGHT = 1.5, 6.0, 12.0  # of a pixel in the loss; the background has 1
+CANDIDATES = 6  # driving frames of which one is chosen by its mouth or its eyes
+BY_MOUTH, BY_EYES = 0.4, 0.2  # shares of pairs chosen so
+WINDOW_CELLS, CELLS = 16, 32  # side of the window that is drawn in the later stages, and of the picture
+FACE_WINDOWS = 0.7  # share of windows around the face; the others are anywhere
 MAX_ZOOM, MAX_SHIFT = 0.12, 0.05  # augmentation of the crop: both frames alike
 
 
@@ -28,7 +31,7 @@ class FramePairs(Dataset):
 
     Items: source, driving (3, 256, 256) uint8; source_marks, driving_marks (478, 2) in [-1, 1]; weight (1, 64, 64) of
     the driving frame's pixels; flow (64, 64, 2) and trust (64, 64): see `optical_flow`; affine (2, 3): a random map
-    near the identity, for equivariance.
+    near the identity, for equivariance; view (3,): the window to draw, see `geometry.warp`.
     """
 
     def __init__(self, clips: list[Clip], samples: int, seed: int) -> None:
@@ -58,18 +61,21 @@ class FramePairs(Dataset):
             "flow": torch.from_numpy(flow),
             "trust": torch.from_numpy(trust),
             "affine": torch.from_numpy(_affine(rng)),
+            "view": torch.from_numpy(_view(marks, rng)),
         }
 
     @staticmethod
     def _times(clip: Clip, rng: np.random.Generator) -> tuple[int, int]:
-        """Source and driving frame; every other time the one of several driving frames whose mouth differs most.
+        """Source and driving frame; often the one of several driving frames whose mouth or eyes differ most.
 
-        Mouths are closed most of the time: drawn evenly, pairs hardly show what opens one.
+        Mouths are closed and eyes open most of the time: drawn evenly, pairs hardly show what opens and closes them.
         """
         source, *others = (int(t) for t in rng.integers(len(clip), size=1 + CANDIDATES))
-        if rng.random() < 0.5:
+        choice = rng.random()
+        if choice > BY_MOUTH + BY_EYES:
             return source, others[0]
-        gaps = mouth_opening(clip.arrays["landmarks"][[source, *others]].astype(np.float32))
+        measure = mouth_opening if choice < BY_MOUTH else eye_opening
+        gaps = measure(clip.arrays["landmarks"][[source, *others]].astype(np.float32))
         return source, others[int(np.abs(gaps[1:] - gaps[0]).argmax())]
 
 
@@ -104,6 +110,16 @@ class _Change:
 def _affine(rng: np.random.Generator) -> np.ndarray:
     noise = rng.normal(size=(2, 3)) * (0.08, 0.08, 0.06)
     return (np.eye(2, 3) + noise).astype(np.float32)
+
+
+def _view(marks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A window (x, y, scale) float32 on the picture's cells: around the face of landmarks (478, 2), or anywhere."""
+    centre = (marks.min(0) + marks.max(0)) / 2
+    if rng.random() >= FACE_WINDOWS:
+        centre = rng.uniform(-1, 1, 2)
+    corner = np.clip(np.rint((centre + 1) / 2 * CELLS - WINDOW_CELLS / 2), 0, CELLS - WINDOW_CELLS)
+    x, y = (corner + WINDOW_CELLS / 2) / CELLS * 2 - 1
+    return np.array([x, y, WINDOW_CELLS / CELLS], np.float32)
 
 
 def optical_flow(driving: np.ndarray, source: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

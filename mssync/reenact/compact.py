@@ -10,12 +10,11 @@ the source itself: what is generated is blended in only as far as something move
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache, wraps
+from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -24,75 +23,30 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mssync.reenact import N_KEYPOINTS, N_VALUES
+from mssync.reenact.geometry import coordinate_grid, exact_geometry, inverse, split, warp, windowed
 from mssync.reenact.mesh import MESH_KEYPOINTS, mesh_map
+from mssync.reenact.surface import MAPS, Surface, openings, spread
 
 if TYPE_CHECKING:
     from mssync.faces import FaceMesh
-
-T = TypeVar("T")
 
 BODY_SIZE = 128  # pictures are brought to this side for the learned keypoint
 MOTION_SIZE = 64  # side at which the dense motion is estimated
 FIELD_SIZE = 2 * MOTION_SIZE  # side of the offset field
 HEATMAP_VARIANCE = 0.01  # of the Gaussian that marks a keypoint, in coordinates of [-1, 1] (as FOMM)
 TEMPERATURE = 0.1  # of the soft-argmax (as FOMM)
-MIN_DETERMINANT = 0.05  # a flatter driving Jacobian is not inverted further
-FARTHEST = 3.0  # coordinates are sampled no farther away: the border is repeated there anyway
 STILL = 1 / 256  # offset, half a pixel of 256, at which about two thirds of the generated share are let in
 RIGID = (0, 1, 2, 3, 4, 5)  # eyes, nose, cheeks, forehead: see mesh.ANCHORS
 BODY = MESH_KEYPOINTS  # index of the learned keypoint
+MOTIONS = N_KEYPOINTS + 2  # background, keypoints, mesh
 EYES, NOSE = [0, 1], 2  # indices of keypoints
 LID_SHARE = 0.7  # of the eyelids in the Jacobian by which an eye is warped; the rest is the nose's
-
-
-def exact_geometry(function: Callable[..., T]) -> Callable[..., T]:
-    """Run in float32 whatever autocast says: in bfloat16 a coordinate near 1 is half a pixel coarse."""
-
-    @wraps(function)
-    def exact(*tensors: Any) -> T:
-        with torch.autocast(tensors[0].device.type, enabled=False):
-            return function(*(x.float() if isinstance(x, Tensor) else x for x in tensors))
-
-    return exact
-
-
-def coordinate_grid(size: int, like: Tensor) -> Tensor:
-    """Pixel centres of a size × size picture, (size, size, 2) as (x, y) in (-1, 1)."""
-    at = (torch.arange(size, device=like.device, dtype=torch.float32) * 2 + 1) / size - 1
-    return torch.stack(torch.meshgrid(at, at, indexing="xy"), -1)
-
-
-def split(motion: Tensor) -> tuple[Tensor, Tensor]:
-    """(..., 10, 6) -> coordinates (..., 10, 2) and Jacobians (..., 10, 2, 2)."""
-    return motion[..., :2], motion[..., 2:].unflatten(-1, (2, 2))
-
-
-def inverse(jacobian: Tensor) -> Tensor:
-    """Inverse of (..., 2, 2), finite for any input: the determinant is kept MIN_DETERMINANT away from zero."""
-    (a, b), (c, d) = jacobian[..., 0, :].unbind(-1), jacobian[..., 1, :].unbind(-1)
-    determinant = a * d - b * c
-    safe = torch.where(determinant < 0, -1.0, 1.0) * determinant.abs().clamp_min(MIN_DETERMINANT)
-    adjugate = torch.stack([torch.stack([d, -b], -1), torch.stack([-c, a], -1)], -2)
-    return adjugate / safe[..., None, None]
 
 
 def gaussians(points: Tensor, size: int) -> Tensor:
     """Heatmaps (B, K, size, size), 1 at each of the points (B, K, 2)."""
     distance = coordinate_grid(size, points) - points[:, :, None, None]
     return torch.exp(-0.5 * distance.square().sum(-1) / HEATMAP_VARIANCE)
-
-
-def warp(image: Tensor, offset: Tensor) -> Tensor:
-    """Sample (B, C, s, s) at identity + offset; offset (B, h, h, 2) is resized to s. Zero offset: the identity."""
-    size = image.shape[-1]
-    if offset.shape[1] != size:
-        offset = F.interpolate(
-            offset.permute(0, 3, 1, 2), size=(size, size), mode="bilinear", align_corners=False
-        ).permute(0, 2, 3, 1)
-    # Free of nan, on which the backward pass of grid_sample crashes (PyTorch 2.13, CPU), and of far away places.
-    grid = (coordinate_grid(size, image) + offset).nan_to_num(0.0).clamp(-FARTHEST, FARTHEST)
-    image = image.expand(offset.shape[0], -1, -1, -1).to(grid.dtype)
-    return F.grid_sample(image, grid, padding_mode="border", align_corners=False)
 
 
 def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -206,12 +160,25 @@ def steadied(motion: Tensor) -> Tensor:
 
 class Field(NamedTuple):
     """Dense motion: offset (B, 128, 128, 2); occlusion at 128, 64 and 32, each (B, 1, s, s) in [0, 1]; features
-    (B, width, 64, 64); moving (B, 1, 128, 128) in [0, 1], 0 where nothing moves."""
+    (B, width, 64, 64); moving (B, 1, 128, 128) in [0, 1], 0 where nothing moves; opened (B, 4, 128, 128) in [0, 1]:
+    where mouth and eyes are to be open, and where those are that were open in the source.
+
+    view: None, or (B, 3) where this is the field of a window alone (see `geometry.warp`)."""
 
     offset: Tensor
     occlusion: tuple[Tensor, Tensor, Tensor]
     features: Tensor
     moving: Tensor
+    opened: Tensor
+    view: Tensor | None = None
+
+    def window(self, view: Tensor) -> Field:
+        """The field of windows, their corners on pixels of the coarsest map (1/32 of the picture)."""
+        return Field(
+            windowed(self.offset.permute(0, 3, 1, 2), view).permute(0, 2, 3, 1),
+            (windowed(self.occlusion[0], view), windowed(self.occlusion[1], view), windowed(self.occlusion[2], view)),
+            windowed(self.features, view), windowed(self.moving, view), windowed(self.opened, view), view,
+        )  # fmt: skip
 
 
 class DenseMotion(nn.Module):
@@ -220,38 +187,45 @@ class DenseMotion(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         widths = [width, 2 * width, 4 * width, 6 * width]
-        self.hourglass = Hourglass(4 * (N_KEYPOINTS + 1), widths, hint=N_KEYPOINTS * N_VALUES)
+        self.surface = Surface()
+        self.hourglass = Hourglass(4 * MOTIONS + 2 * MAPS, widths, hint=N_KEYPOINTS * N_VALUES)
         # At twice the resolution by pixel shuffling: a mask for each motion, a correction (x, y), the finest occlusion.
-        self.fine = nn.Sequential(nn.Conv2d(width, 4 * (N_KEYPOINTS + 4), 3, padding=1), nn.PixelShuffle(2))
+        self.fine = nn.Sequential(nn.Conv2d(width, 4 * (MOTIONS + 3), 3, padding=1), nn.PixelShuffle(2))
         self.coarse = nn.Conv2d(width, 2, 3, padding=1)
         last = self.fine[0]
         assert isinstance(last, nn.Conv2d)
         assert last.bias is not None
-        nn.init.zeros_(last.weight[4 * (N_KEYPOINTS + 1) :])  # no correction, nothing occluded, to begin with
-        nn.init.zeros_(last.bias[4 * (N_KEYPOINTS + 1) :])
+        nn.init.zeros_(last.weight[4 * MOTIONS :])  # no correction, nothing occluded, to begin with
+        nn.init.zeros_(last.bias[4 * MOTIONS :])
         nn.init.constant_(last.bias[-4:], 2.0)
 
     def forward(self, small: Tensor, source: Tensor, driving: Tensor) -> Field:
         """small (1 or B, 3, 64, 64), source and driving motion (B, 10, 6)."""
         change = (driving - source).flatten(1)
+        here, there = self.surface(driving), self.surface(source)
+        surface, near = spread(here, there - here, MOTION_SIZE)
+        opened, was_open = openings(here, FIELD_SIZE), openings(there, FIELD_SIZE)
         source, driving = steadied(source), steadied(driving)
         offsets = self.sparse_offsets(source, driving, FIELD_SIZE)  # (B, 11, 128, 128, 2)
-        batch = offsets.shape[0]
+        offsets = torch.cat([offsets, _enlarged(surface)[:, None]], 1)  # (B, 12, 128, 128, 2)
+        coarse = torch.cat([self.sparse_offsets(source, driving, MOTION_SIZE), surface[:, None]], 1)
         heat = gaussians(driving[..., :2], MOTION_SIZE) - gaussians(source[..., :2], MOTION_SIZE)
-        heat = F.pad(heat, (0, 0, 0, 0, 1, 0))  # the background has no keypoint
-        small = small.expand(batch, -1, -1, -1).repeat_interleave(N_KEYPOINTS + 1, 0)
-        coarse = self.sparse_offsets(source, driving, MOTION_SIZE)
-        moved = warp(small, coarse.flatten(0, 1)).unflatten(0, (batch, N_KEYPOINTS + 1))
+        heat = torch.cat([torch.zeros_like(near), heat, near], 1)  # the background has no keypoint
+        batch = offsets.shape[0]
+        small = small.expand(batch, -1, -1, -1).repeat_interleave(MOTIONS, 0)
+        moved = warp(small, coarse.flatten(0, 1)).unflatten(0, (batch, MOTIONS))
         inputs = torch.cat([heat.unsqueeze(2), moved * 2 - 1], 2).flatten(1, 2)
-        features = self.hourglass(inputs, change)
-        masks, correction, finest = self.fine(features).float().split((N_KEYPOINTS + 1, 2, 1), 1)
+        organs = F.avg_pool2d(torch.cat([opened, was_open], 1), 2)
+        features = self.hourglass(torch.cat([inputs, organs], 1), change)
+        masks, correction, finest = self.fine(features).float().split((MOTIONS, 2, 1), 1)
         # How far anything moves: nothing is corrected or generated in a picture that stays as it is.
         # (Detached: the root has no slope at rest.)
         moving = 1 - torch.exp(-offsets.detach().square().sum(-1).amax(1, keepdim=True).sqrt() / STILL)
         offset = (masks.softmax(1)[..., None] * offsets).sum(1)
         offset = offset + 0.1 * (moving * correction.tanh()).permute(0, 2, 3, 1)
         middle, low = self.coarse(features).float().sigmoid().split(1, 1)
-        return Field(offset, (finest.sigmoid(), middle, F.avg_pool2d(low, 2)), features, moving)
+        opened = torch.cat([opened, warp(was_open, offset)], 1)
+        return Field(offset, (finest.sigmoid(), middle, F.avg_pool2d(low, 2)), features, moving, opened)
 
     @staticmethod
     @exact_geometry
@@ -266,6 +240,11 @@ class DenseMotion(nn.Module):
         local = grid - p_d[:, :, None, None]
         target = torch.einsum("bkij,bkhwj->bkhwi", affine, local) + p_s[:, :, None, None]
         return F.pad(target - grid, (0, 0, 0, 0, 0, 0, 1, 0))
+
+
+def _enlarged(offset: Tensor) -> Tensor:
+    """(B, 64, 64, 2) -> (B, 128, 128, 2)."""
+    return upsample(offset.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class ResidualBlock(nn.Module):
@@ -295,9 +274,9 @@ class Painter(nn.Module):
         self.hint = nn.Linear(N_KEYPOINTS * N_VALUES, eighth)
         self.trunk = nn.Sequential(*(ResidualBlock(eighth) for _ in range(blocks)))
         self.up_quarter = conv(eighth, quarter)
-        self.merge_quarter = conv(2 * quarter + motion_width, quarter)
+        self.merge_quarter = conv(2 * quarter + motion_width + 2 * MAPS, quarter)
         self.up_half = conv(quarter, half)
-        self.merge_half = conv(2 * half, half)
+        self.merge_half = conv(2 * half + 2 * MAPS, half)
         self.head = nn.Sequential(nn.Conv2d(half, 16, 3, padding=1), nn.PixelShuffle(2))
         # Start from the warped source (share of generated pixels about 0.12): learning begins from a picture.
         bias = self.head[0].bias
@@ -314,13 +293,15 @@ class Painter(nn.Module):
         """change: driving minus source motion (B, 60)
         -> generated (B, 3, s, s) in [0, 1] and its share (B, 1, s, s) in [0, 1], before `moving`."""
         half, quarter, eighth = (
-            _occluded(warp(f, field.offset), seen).to(f.dtype)
+            _occluded(warp(f, field.offset, field.view), seen).to(f.dtype)
             for f, seen in zip(features, field.occlusion, strict=True)
         )
         x = self.enter(torch.cat([eighth, _resized(field.features, eighth)], 1))
         x = upsample(self.up_quarter(self.trunk(x + self.hint(change)[..., None, None])))
-        x = upsample(self.up_half(self.merge_quarter(torch.cat([x, quarter, _resized(field.features, quarter)], 1))))
-        out = self.head(self.merge_half(torch.cat([x, half], 1))).float().sigmoid()
+        opened = field.opened.to(x.dtype)
+        drawn = [x, quarter, _resized(field.features, quarter), _resized(opened, quarter)]
+        x = upsample(self.up_half(self.merge_quarter(torch.cat(drawn, 1))))
+        out = self.head(self.merge_half(torch.cat([x, half, _resized(opened, half)], 1))).float().sigmoid()
         return out[:, :3], out[:, 3:]
 
 
@@ -421,15 +402,19 @@ class CompactReenactor(nn.Module):
         """Autocast to bfloat16 while drawing, once `for_rendering` asked for it; else what the caller has chosen."""
         return torch.autocast(like.device.type, torch.bfloat16) if self.fast else nullcontext()
 
-    def render_parts(self, state: SourceState, motion: Tensor) -> dict[str, Tensor]:
-        """As render, with what training looks at: warped, generated, share, offset, occlusion."""
+    def render_parts(self, state: SourceState, motion: Tensor, view: Tensor | None = None) -> dict[str, Tensor]:
+        """As render, with what training looks at: warped, generated, share, and the field's offset and occlusion.
+
+        view: (B, 3), the window of each picture that is drawn alone (see `Field.window`).
+        """
         source = state.motion.expand_as(motion)
-        field = self.dense_motion(state.small, source, motion)
+        whole = self.dense_motion(state.small, source, motion)
+        field = whole if view is None else whole.window(view)
         generated, share = self.painter(state.features, field, (motion - source).flatten(1))
-        warped = warp(state.image, field.offset)
+        warped = warp(state.image, field.offset, view)
         share = share * _resized(field.moving, share)
         frame = warped + share * (generated - warped)
         return {
             "frame": frame, "warped": warped, "generated": generated, "share": share,
-            "offset": field.offset, "occlusion": field.occlusion[0],
+            "offset": whole.offset, "occlusion": whole.occlusion[0],
         }  # fmt: skip

@@ -14,11 +14,24 @@ import numpy as np
 
 from mssync.faces import CANONICAL_FILE, N_LANDMARKS
 
+READING_FILE = CANONICAL_FILE.parent / "face_reading.npy"  # `fit_reading` of the training clips
+RIDGE = 1e-6
+
 # fmt: off
 UPPER_LIP = (61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291, 78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308)
 LOWER_LIP = (146, 91, 181, 84, 17, 314, 405, 321, 375, 95, 88, 178, 87, 14, 317, 402, 318, 324, 61, 291, 78, 308)
 LEFT_LIDS = (33, 246, 161, 160, 159, 158, 157, 173, 133, 155, 154, 153, 145, 144, 163, 7)
 RIGHT_LIDS = (263, 466, 388, 387, 386, 385, 384, 398, 362, 382, 381, 380, 374, 373, 390, 249)
+
+# What opens and closes: (points of the upper edge, of the lower edge), each from the left corner to the right one.
+OPENINGS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "mouth": (
+        (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308),
+        (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308),
+    ),
+    "left eye": ((33, 246, 161, 160, 159, 158, 157, 173, 133), (33, 7, 163, 144, 145, 153, 154, 155, 133)),
+    "right eye": ((362, 398, 384, 385, 386, 387, 388, 466, 263), (362, 382, 381, 380, 374, 373, 390, 249, 263)),
+}
 # fmt: on
 NEAREST = 40  # mesh points in a neighbourhood that is not listed
 
@@ -76,6 +89,24 @@ def mesh_motion(landmarks: np.ndarray) -> np.ndarray:
     rows = np.einsum("krn,...ni->...kri", mesh_map(), landmarks[..., :2].astype(np.float32))
     jacobian = np.swapaxes(rows[..., 1:, :], -1, -2)
     return np.concatenate([rows[..., 0, :], jacobian.reshape(*jacobian.shape[:-2], 4)], -1)
+
+
+@lru_cache(maxsize=1)
+def face_reading() -> np.ndarray:
+    """The way back, from keypoints to the mesh, as a matrix (55, 956): see `fit_reading`."""
+    return np.load(READING_FILE)
+
+
+def fit_reading(meshes: np.ndarray) -> np.ndarray:
+    """The linear map (55, 956) float32 from [54 numbers of the nine keypoints, 1] to the points that fits best.
+
+    meshes (N, 478, 2). The keypoints tell all but 0.3 pixels of 256 of what a mesh of a new face holds: its pose,
+    proportions and expressions are few.
+    """
+    read = mesh_motion(meshes).reshape(len(meshes), -1).astype(np.float64)
+    read = np.concatenate([read, np.ones((len(read), 1))], 1)
+    square = read.T @ read / len(read) + RIDGE * np.eye(read.shape[1])
+    return np.linalg.solve(square, read.T @ meshes.reshape(len(meshes), -1) / len(read)).astype(np.float32)
 
 
 def fit_canonical(meshes: np.ndarray, mirror: np.ndarray, rounds: int = 3) -> np.ndarray:

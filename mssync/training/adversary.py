@@ -1,4 +1,4 @@
-"""The adversarial end of the reenactor's training: a discriminator of patches of the face."""
+"""The adversarial end of the reenactor's training: a discriminator of patches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-PATCH = 128  # side of the window of a 256×256 picture that is judged: the face
 WIDTHS = (32, 64, 128, 128)
 
 
@@ -42,13 +41,3 @@ class PatchDiscriminator(nn.Module):
             want = self(real)[1]
         matching = torch.stack([(a - b).float().abs().mean() for a, b in zip(have, want, strict=True)])
         return -scores.float().mean(), matching.mean()
-
-
-def face_windows(image: Tensor, marks: Tensor) -> Tensor:
-    """Windows (B, 3, 128, 128) of pictures (B, 3, 256, 256) around the middle of landmarks (B, 478, 2)."""
-    size = image.shape[-1]
-    centre = (marks.amin(1) + marks.amax(1)) / 2
-    corner = ((centre + 1) / 2 * size - PATCH / 2).round().long().clamp(0, size - PATCH)
-    return torch.stack(
-        [x[:, y0 : y0 + PATCH, x0 : x0 + PATCH] for x, (x0, y0) in zip(image, corner.tolist(), strict=True)]
-    )

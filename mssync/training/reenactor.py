@@ -3,7 +3,8 @@
 Four stages, in steps of one run. MOTION: the dense motion and the learned keypoint, cheap steps without a painter;
 they are shown where pixels come from by the face meshes of both frames, which are exact on the face, and by optical
 flow elsewhere. Then the detector is frozen (the motion space is fixed from here on, so syncers and generator can be
-trained beside it) and the painter joins: LOW at 128×128, FULL at 256×256, and SHARP, the same with a discriminator.
+trained beside it) and the painter joins: LOW at 128×128, FULL at 256×256, where the dense motion sees the whole
+picture and the painter draws a window of it, and SHARP, the same with a discriminator.
 """
 
 from __future__ import annotations
@@ -27,14 +28,10 @@ from mssync.reenact.compact import (
     MOTION_SIZE,
     CompactReenactor,
     DenseMotion,
-    coordinate_grid,
-    exact_geometry,
-    inverse,
-    split,
-    warp,
 )
+from mssync.reenact.geometry import coordinate_grid, exact_geometry, inverse, split, warp, windowed
 from mssync.reenact.mesh import LEFT_LIDS, LOWER_LIP, RIGHT_LIDS, UPPER_LIP
-from mssync.training.adversary import PatchDiscriminator, face_windows
+from mssync.training.adversary import PatchDiscriminator
 from mssync.training.common import Average, Run, cosine_rate, launched, ramp, synchronised
 from mssync.training.perceptual import PerceptualLoss
 from mssync.weights import save_model
@@ -70,8 +67,13 @@ class ReenactorLosses(nn.Module):
         if stage == MOTION:
             parts, losses = self._motion_stage(batch, source, driving, source_motion, driving_motion)
         else:
-            parts = self.model.render_parts(self.model.prepare(source, source_motion), driving_motion)
-            losses = self._pictures(parts, driving, batch["weight"])
+            view = batch["view"] if stage >= FULL else None
+            parts = self.model.render_parts(self.model.prepare(source, source_motion), driving_motion, view)
+            warped = weighted_error(warp(source, parts["offset"]), driving, batch["weight"])
+            weight = batch["weight"]
+            if view is not None:
+                driving, weight = windowed(driving, view), windowed(weight, view)
+            losses = {"warped": self.weights.warped * warped, **self._pictures(parts, driving, weight)}
         losses["mesh"] = guidance * self.weights.mesh * mesh_error(parts["offset"], marks)
         losses["flow"] = guidance * self.weights.flow * flow_error(parts["offset"], batch["flow"], batch["trust"])
         return losses, {"source": source, "driving": driving, **parts}
@@ -95,7 +97,6 @@ class ReenactorLosses(nn.Module):
         return {
             "reconstruction": self.weights.reconstruction * weighted_error(parts["frame"], driving, weight),
             "generated": self.weights.generated * weighted_error(parts["generated"], driving, weight),
-            "warped": self.weights.warped * weighted_error(parts["warped"], driving, weight),
             "perceptual": self.weights.perceptual * self.perceptual(parts["frame"], driving),
         }
 
@@ -168,8 +169,10 @@ def equivariance(motion: Tensor, moved: Tensor, affine: Tensor, shift: Tensor) -
 def picture_grid(pictures: dict[str, Tensor], columns: int = 4) -> Tensor:
     """Pictures for the log, (3, h, w): source, driving, frame, generated, share, one below the other."""
     names = ("source", "driving", "frame", "generated", "share")
-    shown = [pictures[name].detach().float() for name in names if name in pictures]
-    rows = [torch.cat(list(x[:columns].expand(-1, 3, -1, -1)), 2) for x in shown]
+    shown = [pictures[name][:columns].detach().float() for name in names if name in pictures]
+    size = shown[-1].shape[-1]  # the source is whole where a window is drawn
+    shown = [F.interpolate(x, size=(size, size), mode="area") for x in shown]
+    rows = [torch.cat(list(x.expand(-1, 3, -1, -1)), 2) for x in shown]
     return torch.cat(rows, 1)
 
 
@@ -260,7 +263,7 @@ class _Trainer:
         guidance = 1 + (settings.guidance_final - 1) * fade
         losses, pictures = self.wrapped(batch, stage, guidance)
         if stage == SHARP:
-            losses |= self._criticised(pictures, batch["driving_marks"])
+            losses |= self._criticised(pictures)
         self.fabric.backward(torch.stack(list(losses.values())).sum())
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         if norm.isfinite():  # a single bad batch must not end a run of days
@@ -269,9 +272,9 @@ class _Trainer:
         self.average.update(self.model, at)
         self._log(at, losses, pictures, len(batch["source"]))
 
-    def _criticised(self, pictures: dict[str, Tensor], marks: Tensor) -> dict[str, Tensor]:
+    def _criticised(self, pictures: dict[str, Tensor]) -> dict[str, Tensor]:
         """One step of the discriminator, then the losses it gives."""
-        drawn, real = (face_windows(pictures[name], marks) for name in ("frame", "driving"))
+        drawn, real = pictures["frame"], pictures["driving"]
         self.fabric.backward(self.judge.judge(drawn, real))
         self.critic_optimizer.step()
         self.critic.requires_grad_(False)
