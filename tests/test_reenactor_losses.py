@@ -14,7 +14,15 @@ from mssync.reenact.mesh import canonical_face
 from mssync.training.adversary import PatchDiscriminator
 from mssync.training.common import Average, cosine_rate, ramp
 from mssync.training.perceptual import PerceptualLoss
-from mssync.training.reenactor import body_error, equivariance, flow_error, mesh_error, weighted_error
+from mssync.training.reenactor import (
+    CHANGED_WEIGHT,
+    body_error,
+    equivariance,
+    flow_error,
+    mesh_error,
+    weighted_error,
+    with_changes,
+)
 
 SHIFT = torch.tensor([0.1, -0.05])
 
@@ -34,6 +42,16 @@ def test_weighted_error_is_the_weighted_mean_of_each_picture() -> None:
         [float((w * (a - b).abs()).sum() / w.sum() / 3) for a, b, w in zip(drawn, wanted, weight, strict=True)]
     )
     assert float(weighted_error(drawn, wanted, weight)) == pytest.approx(direct, rel=1e-4)
+
+
+def test_what_opens_and_closes_weighs_more() -> None:
+    opened = torch.zeros(1, 4, 32, 32)
+    opened[:, 0, 4:8, 4:8] = 1  # a mouth that is to be open
+    opened[:, 1, 20, 20] = opened[:, 3, 20, 20] = 1  # an eye that stays open
+    weight = with_changes(torch.ones(1, 1, 16, 16), opened)
+    assert weight.shape == (1, 1, 32, 32)
+    assert float(weight[0, 0, 5, 5]) == 1 + CHANGED_WEIGHT
+    assert float(weight[0, 0, 20, 20]) == 1
 
 
 def test_mesh_error_is_zero_for_the_true_shift_and_its_length_for_none() -> None:

@@ -403,7 +403,7 @@ class CompactReenactor(nn.Module):
         return torch.autocast(like.device.type, torch.bfloat16) if self.fast else nullcontext()
 
     def render_parts(self, state: SourceState, motion: Tensor, view: Tensor | None = None) -> dict[str, Tensor]:
-        """As render, with what training looks at: warped, generated, share, and the field's offset and occlusion.
+        """As render, with what training looks at: warped, generated, share, opened, the field's offset and occlusion.
 
         view: (B, 3), the window of each picture that is drawn alone (see `Field.window`).
         """
@@ -416,5 +416,5 @@ class CompactReenactor(nn.Module):
         frame = warped + share * (generated - warped)
         return {
             "frame": frame, "warped": warped, "generated": generated, "share": share,
-            "offset": whole.offset, "occlusion": whole.occlusion[0],
+            "offset": whole.offset, "occlusion": whole.occlusion[0], "opened": field.opened,
         }  # fmt: skip

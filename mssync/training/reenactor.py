@@ -40,6 +40,7 @@ LOW_SIZE = 128
 MOTION, LOW, FULL, SHARP = 1, 2, 3, 4  # stages
 FINE_POINTS = sorted({*LEFT_LIDS, *RIGHT_LIDS, *UPPER_LIP, *LOWER_LIP})
 FINE_WEIGHT = 4.0  # of a mesh point of eyelids and lips in the loss; others have 1
+CHANGED_WEIGHT = 40.0  # of a pixel in the loss where mouth or eyes open or close; the background has 1
 CHEEKS = (234, 454)  # mesh points at the sides of the face
 BODY_SPREAD = 1.2  # half the width of the body's region, in widths of the face
 FLOW_SCALE = 4 / 256  # offset error, 2 pixels of 256, from which more error hardly costs more
@@ -73,6 +74,7 @@ class ReenactorLosses(nn.Module):
             weight = batch["weight"]
             if view is not None:
                 driving, weight = windowed(driving, view), windowed(weight, view)
+            weight = with_changes(weight, parts["opened"])
             losses = {"warped": self.weights.warped * warped, **self._pictures(parts, driving, weight)}
         losses["mesh"] = guidance * self.weights.mesh * mesh_error(parts["offset"], marks)
         losses["flow"] = guidance * self.weights.flow * flow_error(parts["offset"], batch["flow"], batch["trust"])
@@ -108,10 +110,20 @@ class ReenactorLosses(nn.Module):
 
 
 def weighted_error(drawn: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
-    """L1 of pictures (B, 3, s, s) under weights (B, 1, 64, 64), of mean 1 in each picture."""
+    """L1 of pictures (B, 3, s, s) under weights (B, 1, h, h), of mean 1 in each picture."""
     weight = F.interpolate(weight, size=drawn.shape[-2:], mode="bilinear")
     weight = weight / weight.mean((1, 2, 3), keepdim=True)
     return (weight * (drawn - wanted).abs()).mean()
+
+
+def with_changes(weight: Tensor, opened: Tensor) -> Tensor:
+    """Loss weights (B, 1, h, h), raised where mouth or eyes are to be open and were not, or the other way round.
+
+    opened (B, 4, s, s): see `compact.Field`; returns (B, 1, s, s). A lid that closes is a few pixels, and all of a blink.
+    """
+    wanted, there = opened.chunk(2, 1)
+    changed = (wanted - there).abs().sum(1, keepdim=True)
+    return F.interpolate(weight, size=opened.shape[-2:], mode="bilinear") + CHANGED_WEIGHT * changed
 
 
 @exact_geometry
