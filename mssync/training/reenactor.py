@@ -119,7 +119,7 @@ def weighted_error(drawn: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
 def with_changes(weight: Tensor, opened: Tensor) -> Tensor:
     """Loss weights (B, 1, h, h), raised where mouth or eyes are to be open and were not, or the other way round.
 
-    opened (B, 4, s, s): see `compact.Field`; returns (B, 1, s, s). A lid that closes is a few pixels, and all of a blink.
+    opened (B, 4, s, s): see `compact.Field`; returns (B, 1, s, s). A lid that closes is few pixels, and all of a blink.
     """
     wanted, there = opened.chunk(2, 1)
     changed = (wanted - there).abs().sum(1, keepdim=True)
