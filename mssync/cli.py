@@ -591,6 +591,21 @@ def train_generator(
     train(settings, data, syncers, run, max_minutes)
 
 
+@train_app.command("meter")
+def train_meter(
+    data: DataOption,
+    run: RunOption,
+    config: ConfigOption = "compact",
+    max_minutes: MinutesOption = None,
+    overrides: OverridesArgument = None,
+) -> None:
+    """Train the sync meter, which `mssync score` measures with."""
+    settings = _training_config(config, overrides, data)
+    from mssync.training.meter import train
+
+    _done(train(settings, data, run, max_minutes), "the sync meter")
+
+
 def _training_config(config: str, overrides: list[str] | None, data: Path) -> Any:
     _check_prepared(data)
     _require("lightning", "train")
