@@ -324,6 +324,10 @@ class SyncMeter(nn.Module):
         """The offset of a clip in milliseconds, from all levels of the lips, and how likely it is right."""
         return self.compare(landmarks, waveform, max_offset=max_offset, parts=("lips",)).reading()
 
+    def fit(self, landmarks: np.ndarray, waveform: np.ndarray) -> float:
+        """How clearly lips and sound fit, at whatever offset; for `watch`."""
+        return self.offset(landmarks, waveform).clearness
+
     @torch.no_grad()
     def compare(
         self,
@@ -465,19 +469,26 @@ class LevelScore:
     confidence: float
 
     @property
+    def frame_ms(self) -> int:
+        """Length of a frame of the level."""
+        return FRAME_MS * 2 ** (self.level - 1)
+
+    @property
     def offset_ms(self) -> int:
-        return self.offset * FRAME_MS * 2 ** (self.level - 1)
+        return self.offset * self.frame_ms
 
 
 @dataclass(frozen=True)
 class Reading:
     """A clip's offset, from all levels together.
 
-    milliseconds: positive: the sound leads. probability: that this is right within a frame (40 ms), as calibrated on
-    the val split; below `SURE` better say nothing. offsets (ms), evidence: the curve whose peak it is.
+    milliseconds: positive: the sound leads. clearness: see `located`. probability: that this is right within a frame
+    (40 ms), as calibrated on the val split; below `SURE` better say nothing. offsets (ms), evidence: the curve whose
+    peak it is.
     """
 
     milliseconds: float
+    clearness: float
     probability: float
     offsets: np.ndarray
     evidence: np.ndarray
@@ -538,7 +549,7 @@ class Comparison:
         offsets = (np.arange(evidence.shape[1]) - evidence.shape[1] // 2) * STEP_MS
         edge = abs(offset) >= offsets[-1]  # the true one may lie beyond
         probability = 0.0 if edge else 1 / (1 + math.exp(-slope * clearness - base))
-        return Reading(offset, probability, offsets, evidence.sum(0))
+        return Reading(offset, clearness, probability, offsets, evidence.sum(0))
 
 
 def located(evidence: np.ndarray, expected: float) -> tuple[float, float]:

@@ -258,13 +258,17 @@ def train(config: Config, data: str | Path, run_dir: str | Path, max_minutes: fl
         return _fit(stage, config, fabric, run_dir, deadline)
 
     late = _measured(lips, lips_val, settings, fit, Path(run_dir))
-    lips = [replace(example, late=late[example.name]) for example in lips if example.name in late]
     meter = SyncMeter(**asdict(config.meter))
+    lips, lips_val = ([replace(e, late=late[e.name]) for e in some if e.name in late] for some in (lips, lips_val))
     trained = {"lips": fit(_Stage("lips", "lips", lips, lips_val, LEVELS, settings.steps))}
     free, free_val = (
-        [_example(clip, "head", skull) for clip in s if not clip.entry.stabilised] for s in (clips, checks)
+        [
+            replace(_example(c, "head", skull), late=late[c.entry.name])
+            for c in split
+            if _moves(c) and c.entry.name in late
+        ]
+        for split in (clips, checks)
     )
-    free = [replace(example, late=late[example.name]) for example in free if example.name in late]
     trained["head"] = fit(_Stage("head", "head", free, free_val, HEAD_LEVELS, settings.head_steps))
     for part, syncers in trained.items():
         for own, new in zip(meter.parts[part], syncers, strict=True):  # type: ignore[arg-type]
@@ -277,6 +281,11 @@ def train(config: Config, data: str | Path, run_dir: str | Path, max_minutes: fl
     return path
 
 
+def _moves(clip: Clip) -> bool:
+    """Whether the head moves in the picture, as nobody held it in place."""
+    return not clip.entry.stabilised
+
+
 def _example(clip: Clip, part: str, skull: np.ndarray) -> Example:
     motion = head_motion(clip.landmarks) if part == "head" else mouth_motion(clip.landmarks, skull)
     mirrored = mirrored_motion(motion, HEAD if part == "head" else MOUTH)
@@ -285,7 +294,7 @@ def _example(clip: Clip, part: str, skull: np.ndarray) -> Example:
 
 
 def _fit(stage: _Stage, config: Config, fabric: Any, run_dir: str | Path, deadline: float) -> list[LevelSyncer]:
-    """Train one stage to its end; returns the averaged networks that did best on `val`."""
+    """Train one stage to its end; returns the averaged networks, those best on `val` if there is one."""
     settings = config.meter_training
     left = (deadline - time.monotonic()) / 60
     run = Run(run_dir, f"meter_{stage.name}", None if math.isinf(left) else max(left, 1e-6), fabric)
@@ -295,8 +304,8 @@ def _fit(stage: _Stage, config: Config, fabric: Any, run_dir: str | Path, deadli
     levels = Levels([LevelSyncer(size, width, config.meter.embedding, settings.dropout) for _ in range(stage.levels)])
     _set_statistics(levels, stage.train)
     batches = Pieces(stage.train, settings, seed=1)
-    held_out = Pieces(stage.val, settings, seed=2, augment=False)
-    checks = [held_out(n) for n in range(VALIDATION_BATCHES)]
+    held_out = Pieces(stage.val, settings, seed=2, augment=False) if stage.val else None
+    checks = [held_out(n) for n in range(VALIDATION_BATCHES)] if held_out else []
     optimizer = torch.optim.AdamW(levels.parameters(), settings.lr, weight_decay=settings.weight_decay)
     average, best = Average(levels, settings.average), Average(levels, 1.0)
     kept = {"model": levels, "optimizer": optimizer, "average": average.model, "best": best.model}
@@ -316,12 +325,7 @@ def _fit(stage: _Stage, config: Config, fabric: Any, run_dir: str | Path, deadli
         done = step + 1
         run.log(step, {"loss": float(loss.detach())} | _by_level("right", shares))
         if done % VALIDATE_EVERY == 0 or done == stage.steps:
-            with torch.no_grad():
-                results = [
-                    average.model(m.to(fabric.device), s.to(fabric.device), settings, stage.part) for m, s in checks
-                ]
-            value = float(torch.stack([r[0] for r in results]).mean())
-            run.log(step, {"val_loss": value} | _by_level("val_right", torch.stack([r[1] for r in results]).mean(0)), 0)
+            value = _validate(run, average.model, checks, settings, stage.part, step) if checks else math.inf
             if value < least:
                 least = value
                 best.model.load_state_dict(average.model.state_dict())
@@ -331,7 +335,20 @@ def _fit(stage: _Stage, config: Config, fabric: Any, run_dir: str | Path, deadli
         raise InputError(
             f"{run_dir}: stopped after {done} of {stage.steps} steps of {stage.name}; start again to go on"
         )
-    return [syncer.cpu() for syncer in best.model.syncers]  # type: ignore[union-attr]
+    chosen = best if checks else average
+    return [syncer.cpu() for syncer in chosen.model.syncers]  # type: ignore[union-attr]
+
+
+@torch.no_grad()
+def _validate(
+    run: Run, levels: Any, checks: list[tuple[Tensor, Tensor]], settings: MeterTraining, part: str, step: int
+) -> float:
+    losses, right = zip(
+        *(levels(m.to(run.fabric.device), s.to(run.fabric.device), settings, part) for m, s in checks), strict=True
+    )
+    value = float(torch.stack(losses).mean())
+    run.log(step, {"val_loss": value} | _by_level("val_right", torch.stack(right).mean(0)), every=0)
+    return value
 
 
 def _by_level(name: str, shares: Tensor) -> dict[str, float]:
@@ -371,20 +388,21 @@ def _measured(
         return json.loads(table.read_text())
     halves = [[e for e in examples if zlib.crc32(e.identity.encode()) % 2 == half] for half in (0, 1)]
     if not settings.measure_steps or not all(halves):
-        return {e.name: 0.0 for e in examples}
+        return {e.name: 0.0 for e in [*examples, *val]}
     late: dict[str, float] = {}
-    people: dict[str, list[float]] = {}
-    for half, others in ((0, 1), (1, 0)):
-        nets = fit(_Stage(f"half{half}", "lips", halves[half], val, 1, settings.measure_steps))
-        for example in halves[others]:
+    for half, measured in ((0, halves[1] + val), (1, halves[0])):
+        nets = fit(_Stage(f"half{half}", "lips", halves[half], [], 1, settings.measure_steps))
+        for example in measured:
             sums = level_sums(nets, example.motion, example.sound, np.ones(len(example), bool))
             reading = Comparison({"lips": sums}).reading()
             if reading.probability > TRUSTED:
                 late[example.name] = -reading.milliseconds / FRAME_MS
-                people.setdefault(example.identity, []).append(late[example.name])
+    people: dict[str, list[float]] = {}
+    for example in examples:
+        people.setdefault(example.identity, []).extend([late[example.name]] if example.name in late else [])
     if not late:
         raise InputError("the sound fits the lips in no clip; raise meter_training.measure_steps, or set it to 0")
-    zero = float(np.median([np.median(values) for values in people.values()]))
+    zero = float(np.median([np.median(values) for values in people.values() if values]))
     late = {name: round(value - zero, 2) for name, value in late.items()}
     with written_whole(table, ".json") as temporary:
         temporary.write_text(json.dumps(late, indent=1, sort_keys=True))
