@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from fakes import golden_rule
 
 from mssync.errors import InputError
 from mssync.metrics.syncnet import (
@@ -27,29 +26,11 @@ ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = Path(os.environ.get("MSSYNC_GOLDEN", ROOT.parent / "shared" / "golden")) / "syncnet_v2.npz"
 
 
-def filled(model: nn.Module) -> nn.Module:
-    """The rule of shared/golden/README.md: every parameter follows from its name."""
-    for name, tensor in model.state_dict().items():
-        r, shape = np.random.RandomState(zlib.crc32(name.encode())), tuple(tensor.shape)
-        if name.endswith("num_batches_tracked"):
-            values = np.zeros(shape)
-        elif name.endswith("running_mean"):
-            values = 0.05 * r.standard_normal(shape)
-        elif name.endswith("running_var"):
-            values = 1 + 0.1 * r.random_sample(shape)
-        elif len(shape) > 1:
-            values = r.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
-        elif name.endswith("weight"):
-            values = 1 + 0.05 * r.standard_normal(shape)
-        else:
-            values = 0.05 * r.standard_normal(shape)
-        tensor.copy_(torch.as_tensor(values))
-    return model
-
-
 @pytest.fixture(scope="module")
 def model() -> SyncNet:
-    return filled(SyncNet())  # type: ignore[return-value]
+    network = SyncNet()
+    network.load_state_dict({name: golden_rule(name, like) for name, like in network.state_dict().items()})
+    return network
 
 
 @pytest.fixture(scope="module")
