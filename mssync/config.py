@@ -155,6 +155,39 @@ class ReenactorTraining:
 
 
 @dataclass
+class MeterConfig:
+    """Sizes of the sync meter's networks: lips and rigid head (ours)."""
+
+    lips_width: int = 160
+    head_width: int = 64
+    embedding: int = 96
+
+
+@dataclass
+class MeterTraining:
+    """Training of the sync meter (ours). See training/meter.py."""
+
+    batch: int = 32
+    frames: int = 66  # of a piece: clips of 3 s are used
+    temperature: float = 0.1  # of InfoNCE
+    stretch: int = 22  # windows of which the offset has to be found
+    margin: float = 0.3  # of the head's triplet loss
+    lr: float = 1.0e-3
+    weight_decay: float = 0.05
+    dropout: float = 0.1
+    average: float = 0.998
+    steps: int = 4000  # of the lips
+    head_steps: int = 1500
+    speed: float = 0.1  # pieces run by up to this share faster or slower
+    liveliness: float = 0.3  # motion is up to this share larger or smaller
+    landmark_noise: float = 0.01  # distances of the eye corners
+    tilt: float = 0.4  # deviation of the level of bands, log energy
+    noise: float = 0.4  # probability of noise
+    mask: float = 0.3  # probability that a moment, or some bands, are missing
+    max_minutes: float | None = None
+
+
+@dataclass
 class Config:
     """Everything that a training run or a model is made from."""
 
@@ -167,6 +200,8 @@ class Config:
     generator_training: GeneratorTraining = field(default_factory=GeneratorTraining)
     reenactor: ReenactorConfig = field(default_factory=ReenactorConfig)
     reenactor_training: ReenactorTraining = field(default_factory=ReenactorTraining)
+    meter: MeterConfig = field(default_factory=MeterConfig)
+    meter_training: MeterTraining = field(default_factory=MeterTraining)
 
 
 def load_config(name_or_path: PathLike, overrides: Sequence[str] = ()) -> Config:

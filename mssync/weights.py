@@ -1,7 +1,7 @@
 """Model files: safetensors in half precision that carry their own configuration.
 
-The metadata of a file holds ``mssync_kind`` (what the weights are: "compact", "fomm", "syncer", "generator"),
-``config`` (JSON: the arguments that rebuild the module) and ``training`` (JSON: steps, data, figures).
+The metadata of a file holds ``mssync_kind`` (what the weights are: "compact", "fomm", "syncer", "generator",
+"meter"), ``config`` (JSON: the arguments that rebuild the module) and ``training`` (JSON: steps, data, figures).
 """
 
 from __future__ import annotations
@@ -126,4 +126,8 @@ def _build(kind: str, config: dict[str, Any]) -> nn.Module:
         from mssync.generator import build_generator
 
         return build_generator(config)
+    if kind == "meter":
+        from mssync.meter import build_meter
+
+        return build_meter(config)
     raise KeyError(f"unknown kind of model {kind!r}")
