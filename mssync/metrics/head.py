@@ -71,7 +71,8 @@ def head_figures(poses: np.ndarray) -> HeadFigures:
     total = power.sum()
     moves = len(poses) >= MIN_FRAMES and total > STILL
     frequency = float((frequencies * power).sum() / total) if moves else float("nan")
-    return HeadFigures(*ranges[:ANGLES].tolist(), float(ranges[ANGLES:].max()), speed, frequency)
+    yaw, pitch, roll, *place = ranges.tolist()
+    return HeadFigures(yaw, pitch, roll, max(place), speed, frequency)
 
 
 def spectrum(poses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -126,7 +127,8 @@ class PoseDistance(Metric):
             return torch.tensor(float("nan"), dtype=torch.float64)
         means = self.sums / self.windows[:, None]
         outer = means[:, :, None] * means[:, None]
-        covs = (self.products / self.windows[:, None, None] - outer) * (self.windows / (self.windows - 1))[:, None, None]
+        unbiased = self.windows / (self.windows - 1)
+        covs = (self.products / self.windows[:, None, None] - outer) * unbiased[:, None, None]
         # One deviation for the five times of each coordinate.
         variances = covs[1].diagonal().reshape(SAMPLES, POSE).mean(0)
         scale = variances.clamp(min=torch.finfo(torch.float64).tiny).rsqrt().repeat(SAMPLES)
