@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mssync.animate import Frames
 
 INTERRUPTED = 130  # the shell's exit code for Ctrl-C
+MAX_STRETCHES = 20  # rows of a table over time
 DEMO_SPEECH = Path(__file__).parent / "assets" / "demo_speech.ogg"
 
 
@@ -75,7 +76,7 @@ train_app = typer.Typer(
 
 eval_app = typer.Typer(cls=_Commands, no_args_is_help=True, help="Measure models and the videos they make.")
 
-TALKING, WORKSHOP = "Talking videos", "Files and training"  # sections of the help
+TALKING, MEASURING, WORKSHOP = "Talking videos", "Lips and sound", "Files and training"  # sections of the help
 
 # Arguments and options that several commands share.
 
@@ -282,6 +283,110 @@ def demo(
     with _status("listening"):
         frames = load(model, device).animate(astronaut(), DEMO_SPEECH)
     _write(output, frames)
+
+
+# Lips and sound
+
+OffsetOption = Annotated[
+    int, typer.Option(metavar="N", min=5, max=100, help="Look for offsets of up to N frames of 40 ms.")
+]
+
+
+@app.command(rich_help_panel=MEASURING)
+def score(
+    videos: Annotated[
+        list[Path],
+        typer.Argument(metavar="VIDEO", help="Videos of one speaker, or folders of them.", show_default=False),
+    ],
+    max_offset: OffsetOption = 15,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE.json", help="Everything, with curves and over time.")
+    ] = None,
+    csv_file: Annotated[Path | None, typer.Option("--csv", metavar="FILE.csv", help="One row a video.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Distance curves, and the offset over time.")
+    ] = None,
+) -> None:
+    """Measure by how much lips and sound of a video are apart, at several time scales and over time.
+
+    A video that cannot be scored is reported, the others are scored, and the exit code is 2.
+    """
+    _check_files([], [(json_file, ".json"), (csv_file, ".csv"), (plot, ".png")])
+    if plot is not None:
+        _require("matplotlib", "eval")
+    from mssync import score as scoring
+    from mssync.meter import SyncMeter
+
+    files, meter = scoring.find_videos(videos), SyncMeter.load()
+    scores, failed = [], []
+    for file in files:
+        try:
+            with _status(f"watching {file.name}"):
+                scores.append(scoring.score(file, meter, max_offset))
+        except InputError as error:
+            if len(files) == 1:
+                raise
+            failed.append({"file": str(file), "error": str(error)})
+            typer.echo(f"error: {error}", err=True)
+            continue
+        _print_score(scores[-1], details=len(files) == 1)
+    if json_file is not None:
+        _write_json(json_file, {"videos": [scoring.as_json(one) for one in scores], "failed": failed})
+    if csv_file is not None and scores:
+        _write_csv(csv_file, [scoring.as_row(one) for one in scores])
+    if plot is not None and scores:
+        with written_whole(plot, ".png") as temporary:
+            scoring.plot(scores, temporary)
+    if failed:
+        raise typer.Exit(2)
+
+
+def _print_score(score: Any, details: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    verdict = f"{score.path}: {score.says}"
+    if score.reading.sure:
+        verdict += f" (probability {score.reading.probability:.2f}); {score.drift_in_words}"
+    console.print(verdict, highlight=False, markup=False, soft_wrap=True)
+    if not details:
+        return
+    table = Table("", "window", "offset in frames", "in ms", "confidence")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for part, levels in (("lips", score.lips), ("head", score.head)):
+        for found in levels:
+            frames = f"{found.offset:+d} of {found.frame_ms} ms"
+            table.add_row(part, f"{found.milliseconds} ms", frames, f"{found.offset_ms:+d}", f"{found.confidence:.3f}")
+    console.print(table)
+    over_time = Table("seconds", "offset in ms", "probability", title="Over time", title_justify="left")
+    for at, reading in score.over_time[:: -(-len(score.over_time) // MAX_STRETCHES)]:
+        over_time.add_row(f"{at:.0f}", f"{reading.milliseconds:+.0f}", f"{reading.probability:.2f}")
+    if len(score.over_time) > 1:
+        console.print(over_time)
+    console.print("positive: the sound leads; negative: it is late", highlight=False)
+
+
+@app.command(rich_help_panel=MEASURING)
+def resync(
+    video: VideoArgument,
+    output: VideoOutput,
+    max_offset: OffsetOption = 15,
+) -> None:
+    """Move the sound of a video by the measured offset; the picture is copied as it is.
+
+    Refuses when it cannot tell by how much.
+    """
+    _check_files([video], [])
+    if output.resolve() == video.resolve():
+        raise InputError(f"{output} is also an input; give the output another name")
+    from mssync.meter import SyncMeter
+    from mssync.resync import resync as mend
+
+    with _status("watching the video"):
+        done = mend(video, output, SyncMeter.load(), max_offset)
+    _done(output, done)
 
 
 # Files and training
@@ -722,6 +827,21 @@ def train_generator(
     from mssync.training.generator import train
 
     train(settings, data, syncers, run, max_minutes)
+
+
+@train_app.command("meter")
+def train_meter(
+    data: DataOption,
+    run: RunOption,
+    config: ConfigOption = "compact",
+    max_minutes: MinutesOption = None,
+    overrides: OverridesArgument = None,
+) -> None:
+    """Train the sync meter, which `mssync score` measures with."""
+    settings = _training_config(config, overrides, data)
+    from mssync.training.meter import train
+
+    _done(train(settings, data, run, max_minutes), "the sync meter")
 
 
 def _training_config(config: str, overrides: list[str] | None, data: Path) -> Any:

@@ -176,6 +176,7 @@ class MeterTraining:
     weight_decay: float = 0.05
     dropout: float = 0.1
     average: float = 0.998
+    measure_steps: int = 700  # of each half that measures the other's clips; 0: clips are taken as they are
     steps: int = 4000  # of the lips
     head_steps: int = 1500
     speed: float = 0.1  # pieces run by up to this share faster or slower

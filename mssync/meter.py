@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, cast
@@ -290,7 +290,7 @@ class SyncMeter(nn.Module):
 
     skull: Tensor  # (len(SKULL), 3)
     weights: Tensor  # (4,) of the lips' levels in the combined estimate
-    calibration: Tensor  # (3,) see `Reading`
+    calibration: Tensor  # (3,) slope and base of the probability, expected deviation of a second: see `Comparison`
 
     def __init__(self, lips_width: int = 160, head_width: int = 64, embedding: int = 96, dropout: float = 0.0) -> None:
         super().__init__()
@@ -299,7 +299,7 @@ class SyncMeter(nn.Module):
         self.parts = nn.ModuleDict({"lips": nn.ModuleList(lips), "head": nn.ModuleList(head)})
         self.register_buffer("skull", torch.zeros(len(SKULL), 3))
         self.register_buffer("weights", torch.ones(LEVELS))
-        self.register_buffer("calibration", torch.tensor([1.0, 1.0, 0.0]))
+        self.register_buffer("calibration", torch.tensor([1.0, 0.0, 1.0]))
 
     @classmethod
     def load(cls, path: PathLike | None = None) -> SyncMeter:
@@ -324,6 +324,10 @@ class SyncMeter(nn.Module):
         """The offset of a clip in milliseconds, from all levels of the lips, and how likely it is right."""
         return self.compare(landmarks, waveform, max_offset=max_offset, parts=("lips",)).reading()
 
+    def fit(self, landmarks: np.ndarray, waveform: np.ndarray) -> float:
+        """How clearly lips and sound fit, at whatever offset; for `watch`."""
+        return self.offset(landmarks, waveform).clearness
+
     @torch.no_grad()
     def compare(
         self,
@@ -342,12 +346,10 @@ class SyncMeter(nn.Module):
             )
         sound = sound_features(waveform, len(landmarks))
         see = {"lips": lambda: mouth_motion(landmarks, self.skull.numpy()), "head": lambda: head_motion(landmarks)}
-        sums = {}
-        for part in parts:
-            levels = cast(Sequence[LevelSyncer], self.parts[part])
-            motion = see[part]()
-            made = (_level_sums(net, motion, sound, there, n, max_offset) for n, net in enumerate(levels, start=1))
-            sums[part] = [level for level in made if level.count.any()]
+        sums = {
+            part: level_sums(cast(Sequence[LevelSyncer], self.parts[part]), see[part](), sound, there, max_offset)
+            for part in parts
+        }
         if not any(sums.values()):
             raise InputError(
                 f"no face is followed for {MOTION_WINDOW} frames in a row; the meter cannot compare anything"
@@ -364,7 +366,7 @@ def build_meter(config: dict[str, Any]) -> SyncMeter:
 
 
 @dataclass
-class _LevelSums:
+class LevelSums:
     """Distances of one level, added up over each second of a clip.
 
     centred: (seconds, offsets) distances less the mean of their window, of windows centred in that second; where the
@@ -378,9 +380,21 @@ class _LevelSums:
     count: np.ndarray
 
 
+@torch.no_grad()
+def level_sums(
+    nets: Sequence[LevelSyncer], motion: np.ndarray, sound: np.ndarray, found: np.ndarray, max_offset: int = MAX_OFFSET
+) -> list[LevelSums]:
+    """Distances of a clip by the networks of levels 1, 2, …; without levels for which it is too short.
+
+    motion: (T, D), sound: (4T, 26), found: (T,) which frames count. max_offset: in frames of each level.
+    """
+    made = (_level_sums(net, motion, sound, found, n, max_offset) for n, net in enumerate(nets, start=1))
+    return [level for level in made if level.count.any()]
+
+
 def _level_sums(
     net: LevelSyncer, motion: np.ndarray, sound: np.ndarray, found: np.ndarray, level: int, max_offset: int
-) -> _LevelSums:
+) -> LevelSums:
     """Sums of one level. motion (T, D), sound (4T, 26), found (T,): of level 1."""
     moves, sounds, seen = (
         pyramid(torch.from_numpy(x)[None], level)[-1] for x in (motion, sound, found[:, None].astype(np.float32))
@@ -405,7 +419,7 @@ def _level_sums(
             np.add.at(centred, second, ((distance - own[:, None]) * there).double().numpy())
             np.add.at(mean, second, own.double().numpy())
             np.add.at(count, second, 1)
-    return _LevelSums(level, centred, mean, count)
+    return LevelSums(level, centred, mean, count)
 
 
 def _every_position(net: LevelSyncer, sounds: Tensor) -> Tensor:
@@ -455,19 +469,26 @@ class LevelScore:
     confidence: float
 
     @property
+    def frame_ms(self) -> int:
+        """Length of a frame of the level."""
+        return FRAME_MS * 2 ** (self.level - 1)
+
+    @property
     def offset_ms(self) -> int:
-        return self.offset * FRAME_MS * 2 ** (self.level - 1)
+        return self.offset * self.frame_ms
 
 
 @dataclass(frozen=True)
 class Reading:
     """A clip's offset, from all levels together.
 
-    milliseconds: positive: the sound leads. probability: that this is right within a frame (40 ms), as calibrated on
-    the val split; below `SURE` better say nothing. offsets (ms), evidence: the curve whose peak it is.
+    milliseconds: positive: the sound leads. clearness: see `located`. probability: that this is right within a frame
+    (40 ms), as calibrated on the val split; below `SURE` better say nothing. offsets (ms), evidence: the curve whose
+    peak it is.
     """
 
     milliseconds: float
+    clearness: float
     probability: float
     offsets: np.ndarray
     evidence: np.ndarray
@@ -481,9 +502,9 @@ class Reading:
 class Comparison:
     """All distances of a clip, by the second; see `SyncMeter.compare`."""
 
-    sums: dict[str, list[_LevelSums]]
-    weights: np.ndarray
-    calibration: np.ndarray
+    sums: dict[str, list[LevelSums]]
+    weights: np.ndarray = field(default_factory=lambda: np.ones(LEVELS))
+    calibration: np.ndarray = field(default_factory=lambda: np.array([1.0, 0.0, 1.0]))
 
     @property
     def lips(self) -> list[LevelScore]:
@@ -495,44 +516,58 @@ class Comparison:
 
     def reading(self, start: int = 0, stop: int | None = None) -> Reading:
         """The offset of seconds start to stop."""
-        return self._reading(self._evidence()[1][start:stop])
+        return self._reading(self._weighed()[start:stop])
 
     def over_time(self, window: int = 6) -> list[tuple[float, Reading]]:
         """The offset of every `window` seconds, a second apart: (middle in s, reading). A drift shows."""
-        evidence = self._evidence()[1]
+        evidence = self._weighed()
         starts = range(max(1, len(evidence) - window + 1))
         return [
             (start + min(window, len(evidence)) / 2, self._reading(evidence[start : start + window]))
             for start in starts
         ]
 
-    def _evidence(self) -> tuple[np.ndarray, np.ndarray]:
-        """Offsets (n,) in ms, and what speaks for each in every second (seconds, n)."""
+    def evidence(self) -> np.ndarray:
+        """What speaks for every offset, by level and second: (levels, seconds, offsets) on the grid of level 1."""
         lips = self.sums["lips"]
         reach = lips[0].centred.shape[1] // 2
-        offsets = np.arange(-reach, reach + 1) * STEP_MS
-        total = np.zeros((len(lips[0].count), len(offsets)))
+        offsets = np.arange(-reach, reach + 1)
+        found = np.zeros((LEVELS, len(lips[0].count), len(offsets)))
         for level in lips:
-            grid = offsets / (STEP_MS * 2 ** (level.level - 1)) + reach
+            grid = offsets / 2 ** (level.level - 1) + reach
             left = grid.astype(int).clip(0, 2 * reach - 1)
             right = grid - left
-            curve = level.centred[:, left] * (1 - right) + level.centred[:, left + 1] * right
-            total -= self.weights[level.level - 1] * curve
-        return offsets, total
+            found[level.level - 1] = -level.centred[:, left] * (1 - right) - level.centred[:, left + 1] * right
+        return found
+
+    def _weighed(self) -> np.ndarray:
+        return np.tensordot(self.weights, self.evidence(), 1)
 
     def _reading(self, evidence: np.ndarray) -> Reading:
-        reach = evidence.shape[1] // 2
-        offsets = np.arange(-reach, reach + 1) * STEP_MS
-        total = evidence.sum(0)
-        peak = int(total.argmax())
-        slope, base, prior = self.calibration.tolist()
-        clearness = _clearness(evidence, peak, prior)
-        edge = peak in (0, len(total) - 1)  # the true offset may lie beyond
+        slope, base, expected = self.calibration.tolist()
+        offset, clearness = located(evidence, expected)
+        offsets = (np.arange(evidence.shape[1]) - evidence.shape[1] // 2) * STEP_MS
+        edge = abs(offset) >= offsets[-1]  # the true one may lie beyond
         probability = 0.0 if edge else 1 / (1 + math.exp(-slope * clearness - base))
-        return Reading(float(offsets[peak]) + STEP_MS * _vertex(total, peak), probability, offsets, total)
+        return Reading(offset, clearness, probability, offsets, evidence.sum(0))
 
 
-def _level_score(level: _LevelSums) -> LevelScore:
+def located(evidence: np.ndarray, expected: float) -> tuple[float, float]:
+    """The offset in ms that most speaks for, and how clearly: of seconds (K, offsets) of a clip.
+
+    The clearness is Student's t of the best offset against its strongest rival over the seconds. expected: deviation
+    of a second, assumed until there are enough of them to measure it.
+    """
+    total = evidence.sum(0)
+    peak, reach = int(total.argmax()), len(total) // 2
+    apart = np.abs(np.arange(len(total)) - peak) * STEP_MS > RIVAL_MS
+    lead = evidence[:, peak] - evidence[:, int(np.where(apart, total, -np.inf).argmax())]
+    variance = (((lead - lead.mean()) ** 2).sum() + PRIOR_SECONDS * expected**2) / (len(lead) + PRIOR_SECONDS)
+    clearness = float(lead.sum() / math.sqrt(len(lead) * variance + 1e-12))
+    return (peak - reach + _vertex(total, peak)) * STEP_MS, clearness
+
+
+def _level_score(level: LevelSums) -> LevelScore:
     windows = int(level.count.sum())
     curve = (level.mean.sum() + level.centred.sum(0)[::AUDIO_PER_VIDEO]) / windows
     reach = len(curve) // 2
@@ -540,18 +575,6 @@ def _level_score(level: _LevelSums) -> LevelScore:
     least = int(curve.argmin())
     confidence = float(np.median(curve) - curve[least])
     return LevelScore(level.level, WINDOW_MS * 2 ** (level.level - 1), offsets, curve, int(offsets[least]), confidence)
-
-
-def _clearness(evidence: np.ndarray, peak: int, prior: float) -> float:
-    """Student's t of the peak against its strongest rival over the seconds (K, offsets) of a clip.
-
-    prior: deviation of a second that is assumed until there are enough of them to measure it.
-    """
-    total, apart = evidence.sum(0), np.abs(np.arange(evidence.shape[1]) - peak) * STEP_MS > RIVAL_MS
-    rival = int(np.where(apart, total, -np.inf).argmax())
-    lead = evidence[:, peak] - evidence[:, rival]
-    variance = (((lead - lead.mean()) ** 2).sum() + PRIOR_SECONDS * prior**2) / (len(lead) + PRIOR_SECONDS)
-    return float(lead.sum() / math.sqrt(len(lead) * variance + 1e-12))
 
 
 def _vertex(curve: np.ndarray, peak: int) -> float:

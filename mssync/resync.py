@@ -1,0 +1,135 @@
+"""Mending a video: the sound is moved by the measured offset, the picture is copied as it is."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import av
+
+from mssync.errors import InputError, PathLike, output_file, written_whole
+from mssync.meter import MAX_OFFSET, SyncMeter
+from mssync.score import IN_SYNC_MS, score
+from mssync.video import open_media, picture_stream
+
+if TYPE_CHECKING:
+    from av.container import InputContainer, OutputContainer
+    from av.packet import Packet
+    from av.stream import Stream
+
+FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
+SOUND = {".mp4": "aac", ".mov": "aac", ".mkv": "libopus", ".webm": "libopus"}  # where the sound cannot be copied
+OPUS_RATE = 48000  # the only one that libopus takes of those in common use
+
+
+def resync(path: PathLike, output: PathLike, meter: SyncMeter, max_offset: int = MAX_OFFSET) -> str:
+    """Measure a video and write it with its sound moved into place; returns what was done, in words.
+
+    Raises InputError: the offset cannot be told; and as `score.score` and `shift_sound`.
+    """
+    check_output(output)
+    found = score(path, meter, max_offset)
+    if not found.reading.sure:
+        raise InputError(f"{path}: {found.says}; nothing is written")
+    offset = found.reading.milliseconds
+    if abs(offset) <= IN_SYNC_MS:
+        shift_sound(path, output, 0.0)
+        return f"{found.says}: copied as it was"
+    how = shift_sound(path, output, offset)
+    return (
+        f"{found.says}: moved, picture and sound copied" if how == "copied" else f"{found.says}: moved, sound encoded"
+    )
+
+
+def check_output(output: PathLike) -> Path:
+    """Raises InputError when it cannot be written, or no container of that name is known."""
+    suffix = Path(output).suffix.lower()
+    if suffix not in FORMATS:
+        raise InputError(f"the output {output} must end in one of {', '.join(FORMATS)}")
+    return output_file(output, suffix)
+
+
+def shift_sound(path: PathLike, output: PathLike, milliseconds: float) -> str:
+    """Write a video whose sound comes `milliseconds` later (earlier, where negative); its picture is copied.
+
+    Rotation, metadata, subtitles and further tracks are kept as far as the container holds them; all sound tracks are
+    moved. The sound is copied too, unless the container cannot hold it; sound before the first picture is cut.
+    Returns "copied" or "encoded": what happened to the sound.
+
+    Raises InputError: no video, no sound, the picture does not fit into the container, the output cannot be written.
+    """
+    path, suffix = Path(path), check_output(output).suffix.lower()
+    with written_whole(output, suffix) as temporary, open_media(path) as source:
+        picture = picture_stream(source)
+        if picture is None or not source.streams.audio:
+            raise InputError(f"{path} has no {'sound' if picture is not None else 'picture'}; nothing can be moved")
+        try:
+            options = {"movflags": "+faststart"} if suffix in (".mp4", ".mov") else {}
+            with av.open(str(temporary.absolute()), "w", format=FORMATS[suffix], options=options) as target:
+                target.metadata.update(source.metadata)
+                tracks = _tracks(source, target, picture, suffix, path)
+                _write(source, target, tracks, Fraction(round(milliseconds * 1000), 1_000_000), picture)
+        except av.FFmpegError as error:
+            raise InputError(f"cannot write {output}: {error.strerror}") from error
+    return "encoded" if any(track.encoder for track in tracks.values() if track) else "copied"
+
+
+@dataclass
+class _Track:
+    """Where the packets of a stream go. encoder: of sound that is decoded and encoded again."""
+
+    stream: Stream
+    encoder: Any = None
+
+
+def _tracks(
+    source: InputContainer, target: OutputContainer, picture: Stream, suffix: str, path: Path
+) -> dict[int, _Track]:
+    """The track of each of the source's streams, by index; streams that the container cannot hold are left out."""
+    tracks = {}
+    for stream in source.streams:
+        name = stream.codec_context.codec.canonical_name if stream.codec_context else ""
+        if name in target.supported_codecs:
+            with suppress(ValueError, av.FFmpegError):  # subtitles of some kinds, data
+                tracks[stream.index] = _Track(target.add_stream_from_template(stream))
+        if stream.index not in tracks and stream.type == "audio":
+            encoder = target.add_stream(SOUND[suffix], rate=OPUS_RATE, layout=stream.codec_context.layout.name)
+            tracks[stream.index] = _Track(encoder, encoder)
+        if stream.index in tracks:
+            tracks[stream.index].stream.metadata.update(stream.metadata)
+        elif stream is picture:
+            raise InputError(f"{path}: {suffix[1:]} cannot hold its picture ({name}); let the output end in .mkv")
+    return tracks
+
+
+def _write(
+    source: InputContainer, target: OutputContainer, tracks: dict[int, _Track], shift: Fraction, picture: Stream
+) -> None:
+    begin = _seconds(picture.start_time or 0, picture)
+    for packet in source.demux(*(source.streams[index] for index in tracks)):
+        track = tracks[packet.stream.index]
+        if track.encoder:
+            for frame in packet.decode():
+                end = frame.pts * frame.time_base + Fraction(frame.samples, frame.sample_rate) + shift
+                if end > begin:
+                    frame.pts += round(shift / frame.time_base)
+                    target.mux(track.encoder.encode(frame))
+        elif packet.dts is not None:
+            if packet.stream.type == "audio":
+                # One more packet than is heard: a decoder needs what came before.
+                if _seconds(packet.pts + 2 * packet.duration, packet) + shift <= begin:
+                    continue
+                moved = round(shift / packet.time_base)
+                packet.pts, packet.dts = packet.pts + moved, packet.dts + moved
+            packet.stream = track.stream
+            target.mux(packet)
+    for track in tracks.values():
+        if track.encoder:
+            target.mux(track.encoder.encode(None))
+
+
+def _seconds(time: int, clock: Stream | Packet) -> Fraction:
+    return time * clock.time_base if clock.time_base else Fraction(0)
