@@ -608,6 +608,9 @@ def eval_outputs(
     split: SplitOption = "test",
     model: ModelOption = "compact",
     name: Annotated[str | None, typer.Option(metavar="NAME", help="Of the folder; the model's unless given.")] = None,
+    frames: Annotated[
+        int | None, typer.Option(metavar="N", min=25, help="At most so many of each clip; the tables look at 120.")
+    ] = None,
 ) -> None:
     """Animate the first frame of every clip of a split with its sound, for `eval table1` to `table3`."""
     from mssync.animate import load
@@ -617,7 +620,7 @@ def eval_outputs(
     clips, name = read_clips(data, split), name or Path(model).stem
     if name == REFERENCE:
         raise InputError(f"--name {REFERENCE}: that is the folder of the real clips; use another name")
-    write_outputs(load(model), clips, output, name)
+    write_outputs(load(model), clips, output, name, frames)
     _done(output / name, f"{len(clips)} videos; the real ones are in {output / REFERENCE}")
 
 

@@ -22,8 +22,12 @@ if TYPE_CHECKING:
 REFERENCE = "reference"  # the folder of the real videos
 
 
-def write_outputs(pipeline: Pipeline, clips: Sequence[Clip], folder: Path, name: str) -> None:
+def write_outputs(
+    pipeline: Pipeline, clips: Sequence[Clip], folder: Path, name: str, frames: int | None = None
+) -> None:
     """Write FOLDER/NAME/CLIP.mp4, animated, and FOLDER/reference/CLIP.mp4, the clip itself, for every clip.
+
+    frames: how many of each clip at most; all unless given.
 
     A clip that fades in starts where it has (see `reenactment.faded_in`). Both videos are 256 × 256 and show the same
     part of the source; the sound is the clip's, unchanged.
@@ -34,11 +38,12 @@ def write_outputs(pipeline: Pipeline, clips: Sequence[Clip], folder: Path, name:
         (folder / part).mkdir(parents=True, exist_ok=True)
     for clip in track(clips, "animating", transient=True):
         start = faded_in(clip)
-        waveform = clip.waveform[start * SAMPLES_PER_VIDEO :]
-        real = (clip.frame(t) for t in range(start, len(clip)))
+        stop = len(clip) if frames is None else min(start + frames, len(clip))
+        waveform = clip.waveform[start * SAMPLES_PER_VIDEO : stop * SAMPLES_PER_VIDEO]
+        real = (clip.frame(t) for t in range(start, stop))
         write_video(folder / REFERENCE / f"{clip.entry.name}.mp4", real, waveform, generated=False)
-        frames = pipeline.animate(clip_portrait(pipeline, clip, start), waveform)
-        write_video(folder / name / f"{clip.entry.name}.mp4", frames, waveform)
+        talking = pipeline.animate(clip_portrait(pipeline, clip, start), waveform)
+        write_video(folder / name / f"{clip.entry.name}.mp4", talking, waveform)
 
 
 @torch.inference_mode()
