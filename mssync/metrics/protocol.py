@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mssync.audio import SAMPLES_PER_VIDEO
+from mssync.data.readers import VIDEOS
 from mssync.errors import InputError
 from mssync.meter import Watched, watch
 from mssync.metrics.tables import Cell, Row, Table, cell
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from mssync.metrics.identity import FaceEmbedding
     from mssync.metrics.syncnet import SyncNet
 
-VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi")
 SYNC_FRAMES = 40  # Table 1: the first frames of a clip, or all of a shorter one
 HEAD_FRAMES = 80  # Table 2: exactly so many
 PICTURE_FRAMES = 120  # Table 3: the first frames of a clip, or all of a shorter one
@@ -90,7 +90,7 @@ def find_videos(folder: Path) -> dict[str, Path]:
         raise InputError(f"{folder} is no folder; give a folder of videos, one a clip")
     found = {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in VIDEOS and not p.name.startswith(".")}
     if not found:
-        raise InputError(f"{folder} holds no videos ({', '.join(VIDEOS)})")
+        raise InputError(f"{folder} holds no videos ({', '.join(sorted(VIDEOS))})")
     return found
 
 
