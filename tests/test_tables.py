@@ -15,7 +15,9 @@ import pytest
 import torch
 from fakes import FakeClip, FakeGenerator, FakeMesh, FakeReenactor, speech
 from torch import nn
+from typer.testing import CliRunner, Result
 
+from mssync import cli
 from mssync.animate import Pipeline
 from mssync.errors import InputError
 from mssync.meter import SyncMeter, Watched
@@ -284,6 +286,47 @@ def test_table3_of_videos_like_the_real_ones(folders: dict[str, Path]) -> None:
     assert still.cells["pose_distance"].mean > 1
     with pytest.raises(InputError, match="--reference"):
         picture_table({"ours": folders["ours"]}, None, {})
+
+
+# The command line
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(cli.app, ["eval", *map(str, words)])
+
+
+def test_table_commands_write_files_and_print_markdown(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SyncMeter, "load", classmethod(lambda cls: cls().eval()))
+    words = ["--videos", f"Mine={folders['ours']}", "--reference", folders["real"], "--paper"]
+    found = run("table2", *words, "-o", tmp_path / "t.csv", "-o", tmp_path / "t.tex")
+    assert found.exit_code == 0, found.output
+    assert "| Mine |" in found.stdout
+    assert "| Random (paper, HDTF) | 12.14 ± 4.01 |" in found.stdout
+    assert "Mine,head_1," in (tmp_path / "t.csv").read_text(encoding="utf-8")
+    assert r"\toprule" in (tmp_path / "t.tex").read_text(encoding="utf-8")
+
+
+def test_mistakes_are_told_in_one_line(folders: dict[str, Path], tmp_path: Path) -> None:
+    ours = folders["ours"]
+    (tmp_path / "text.model").write_text("no weights")
+    mistakes = {
+        "is no folder": ["table3", "--videos", tmp_path / "absent", "--reference", folders["real"]],
+        "two systems are called 'ours'": ["table2", "--videos", ours, "--videos", f"ours={tmp_path}"],
+        "must end in .md, .csv, .tex": ["table3", "--videos", ours, "-o", tmp_path / "table.pdf"],
+        "syncnet_v2.model": ["table1", "--videos", ours, "--syncnet", tmp_path / "text.model"],
+        "does not exist": ["table1", "--videos", ours, "--syncnet", tmp_path / "none.model"],
+        "--reference": ["table3", "--videos", ours],
+        "pt_inception": ["table3", "--videos", ours, "--inception", tmp_path / "text.model"],
+        "no index.csv": ["outputs", "--data", ours, "-o", tmp_path / "o"],
+    }
+    for words, arguments in mistakes.items():
+        found = run(*arguments)
+        assert found.exit_code == 2
+        assert words in found.stderr, arguments
+        assert found.stderr.startswith("error: ")
+        assert len(found.stderr.strip().splitlines()) == 1
 
 
 # Our own outputs
