@@ -353,12 +353,13 @@ def write_video(
     audio: NDArray[np.float32] | None,
     sample_rate: int = 16000,
     comment: str = GENERATED_NOTE,
+    generated: bool = True,
 ) -> int:
     """Write frames and sound to an MP4 (H.264 yuv420p, 25 fps, AAC, fast start); return the number of frames.
 
     The sound is cut, or filled up with silence, to the length of the picture. Frames are taken one at a time.
     The file appears under its name only when it is complete. Its metadata mark it as generated: the
-    description is always GENERATED_NOTE.
+    description is GENERATED_NOTE, unless `generated` is False, for a copy of a recording.
 
     Args:
         path: must end in .mp4; an existing file is replaced
@@ -368,6 +369,7 @@ def write_video(
             track
         sample_rate: Hz
         comment: the comment in the metadata
+        generated: whether the pictures were made by a model; where not, neither comment nor description is written
 
     Raises InputError: the output cannot be written (noticed before the first frame is asked for), no frames.
     """
@@ -379,7 +381,8 @@ def write_video(
         try:
             options = {"movflags": "+faststart"}
             with av.open(str(temporary.absolute()), "w", format="mp4", options=options) as container:
-                container.metadata.update(comment=comment, description=GENERATED_NOTE)
+                if generated:
+                    container.metadata.update(comment=comment, description=GENERATED_NOTE)
                 picture = _PictureTrack(container, first.shape)
                 sound = None if audio is None else _SoundTrack(container, audio, sample_rate)
                 for frame in chain([first], frames):

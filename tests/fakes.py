@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import zlib
+
 import numpy as np
 import torch
 from torch import nn
@@ -9,6 +12,25 @@ from torch import nn
 from mssync.audio import SAMPLE_RATE
 from mssync.data.clips import Entry
 from mssync.faces import CHIN, Face
+
+
+def golden_rule(name: str, like: torch.Tensor) -> torch.Tensor:
+    """The weights that shared/golden/README.md prescribes for a parameter's name and shape."""
+    random = np.random.RandomState(zlib.crc32(name.encode()))
+    shape = tuple(like.shape)
+    if name.endswith("num_batches_tracked"):
+        values = np.zeros(shape)
+    elif name.endswith("running_mean"):
+        values = 0.05 * random.standard_normal(shape)
+    elif name.endswith("running_var"):
+        values = 1 + 0.1 * random.random_sample(shape)
+    elif len(shape) > 1:
+        values = random.standard_normal(shape) * math.sqrt(2 / math.prod(shape[1:]))
+    elif name.endswith("weight"):
+        values = 1 + 0.05 * random.standard_normal(shape)
+    else:
+        values = 0.05 * random.standard_normal(shape)
+    return torch.as_tensor(values).to(like.dtype)
 
 
 def speech(seconds: float) -> np.ndarray:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fakes import golden_rule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -37,25 +36,6 @@ SMALL = FOMMConfig(
 )
 
 
-def rule(name: str, like: Tensor) -> Tensor:
-    """The weights that golden/README.md prescribes for a parameter's name and shape."""
-    random = np.random.RandomState(zlib.crc32(name.encode()))
-    shape = tuple(like.shape)
-    if name.endswith("num_batches_tracked"):
-        values = np.zeros(shape)
-    elif name.endswith("running_mean"):
-        values = 0.05 * random.standard_normal(shape)
-    elif name.endswith("running_var"):
-        values = 1 + 0.1 * random.random_sample(shape)
-    elif len(shape) > 1:
-        values = random.standard_normal(shape) * math.sqrt(2 / math.prod(shape[1:]))
-    elif name.endswith("weight"):
-        values = 1 + 0.05 * random.standard_normal(shape)
-    else:
-        values = 0.05 * random.standard_normal(shape)
-    return torch.as_tensor(values).to(like.dtype)
-
-
 def image(seed: int, size: int = 256) -> Tensor:
     coarse = np.random.RandomState(seed).random_sample((1, 3, 8, 8)).astype("float32")
     return F.interpolate(torch.from_numpy(coarse), (size, size), mode="bicubic", align_corners=False).clamp(0, 1)
@@ -73,7 +53,7 @@ def parts() -> dict[str, dict[str, Tensor]]:
     """The two state dicts of a public checkpoint, filled by the rule."""
     model = empty_fomm()
     return {
-        part: {name: rule(name, like) for name, like in getattr(model, part).state_dict().items()}
+        part: {name: golden_rule(name, like) for name, like in getattr(model, part).state_dict().items()}
         for part in ("kp_detector", "generator")
     }
 
@@ -109,7 +89,7 @@ def full(converted: Path) -> FOMM:
 def small() -> FOMM:
     """A model with few channels, filled by the rule so that images move and are not flat."""
     model = FOMM(SMALL)
-    model.load_state_dict({name: rule(name, like) for name, like in model.state_dict().items()})
+    model.load_state_dict({name: golden_rule(name, like) for name, like in model.state_dict().items()})
     return model
 
 

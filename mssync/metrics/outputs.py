@@ -1,0 +1,58 @@
+"""The folder of videos that our own model is scored by: every clip's first frame, animated with the clip's sound."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from mssync.audio import SAMPLES_PER_VIDEO
+from mssync.data.clips import Clip
+from mssync.faces import Box
+from mssync.metrics.pictures import to_tensor
+from mssync.metrics.reenactment import faded_in, keypoints, read_frames
+from mssync.reenact import SIZE
+from mssync.video import write_video
+
+if TYPE_CHECKING:
+    from mssync.animate import Pipeline, Portrait
+
+REFERENCE = "reference"  # the folder of the real videos
+
+
+def write_outputs(
+    pipeline: Pipeline, clips: Sequence[Clip], folder: Path, name: str, frames: int | None = None
+) -> None:
+    """Write FOLDER/NAME/CLIP.mp4, animated, and FOLDER/reference/CLIP.mp4, the clip itself, for every clip.
+
+    frames: how many of each clip at most; all unless given.
+
+    A clip that fades in starts where it has (see `reenactment.faded_in`). Both videos are 256 × 256 and show the same
+    part of the source; the sound is the clip's, unchanged.
+    """
+    from rich.progress import track
+
+    for part in (REFERENCE, name):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    for clip in track(clips, "animating", transient=True):
+        start = faded_in(clip)
+        stop = len(clip) if frames is None else min(start + frames, len(clip))
+        waveform = clip.waveform[start * SAMPLES_PER_VIDEO : stop * SAMPLES_PER_VIDEO]
+        real = (clip.frame(t) for t in range(start, stop))
+        write_video(folder / REFERENCE / f"{clip.entry.name}.mp4", real, waveform, generated=False)
+        talking = pipeline.animate(clip_portrait(pipeline, clip, start), waveform)
+        write_video(folder / name / f"{clip.entry.name}.mp4", talking, waveform)
+
+
+@torch.inference_mode()
+def clip_portrait(pipeline: Pipeline, clip: Clip, t: int) -> Portrait:
+    """Frame t of a clip as a portrait, in the clip's own crop and with its stored landmarks."""
+    from mssync.animate import Portrait
+
+    frame = read_frames(clip, [t])
+    picture = to_tensor(frame).to(pipeline.device)
+    motion = keypoints(pipeline.reenactor, picture, clip.landmarks[[t]])
+    state = pipeline.reenactor.prepare(picture, motion)
+    return Portrait(frame[0], Box(0, 0, SIZE), motion[0].cpu().numpy(), state, (SIZE, SIZE))
