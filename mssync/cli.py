@@ -113,7 +113,7 @@ SaveMotionOption = Annotated[
     Path | None,
     typer.Option(metavar="FILE.npz", help="Also write the motion, for `mssync render`.", show_default=False),
 ]
-ConfigOption = Annotated[str, typer.Option(metavar="NAME|PATH", help="compact, paper, or a YAML file of that form.")]
+ConfigOption = Annotated[str, typer.Option(metavar="NAME|PATH", help="compact, live, paper, or a YAML file of that form.")]
 DataArgument = Annotated[
     Path,
     typer.Argument(metavar="DIR", help="Folder that `mssync preprocess` made.", show_default=False),

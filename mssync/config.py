@@ -50,6 +50,7 @@ class GeneratorConfig:
     branch_hidden: int = 512  # (ours)
     audio_free_branch: bool = False  # ref: a fifth branch that hears nothing
     final_linear: bool = False  # ref: a linear layer merges the masked branches in place of their sum
+    lookahead: int | None = None  # video frames of sound beyond its start that a frame may hear; null: all it can (ours)
     warmup_frames: int = 0  # ref: 3, the first frame repeated over mirrored audio
     leak: float = 0.0  # share of the distance from x_0 that a frame loses: long roll-outs do not drift (ours)
     relative_input: bool = False  # feed x_t - x_0 beside x_t, for identities that were not trained on (ours)
@@ -109,6 +110,7 @@ class GeneratorTraining:
     lambda_adv: float = 0.1
     lambda_rec: float = 1.0
     sync_reduction: Literal["sum", "mean"] = "sum"  # over levels: eq. 6, or ref
+    start: str | None = None  # a generator of the same sizes to begin from: a shipped one's name or a file (ours)
     random_origin: bool = False  # x_0 of the relative input is any frame of the clip: long runs stay near it (ours)
     average: float = 0.999  # decay of the moving average of the generator that is kept (ours)
     max_gradient: float | None = None  # norm above which the generator's gradient is scaled down (ours)
