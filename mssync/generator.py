@@ -177,7 +177,7 @@ class Branches(nn.Module):
 
     def __init__(self, config: GeneratorConfig, state_size: int) -> None:
         super().__init__()
-        self.keypoints, self.values = config.keypoints, config.values
+        self.keypoints, self.values, self.soft_masks = config.keypoints, config.values, config.soft_masks
         hidden, count = config.branch_hidden, LEVELS + config.audio_free_branch
         fan_in = config.audio_width + state_size
         self.audio_weight = _uniform((LEVELS, config.audio_width, hidden), fan_in)
@@ -209,7 +209,7 @@ class Branches(nn.Module):
         x = F.gelu(torch.baddbmm(self.hidden_bias, x, self.hidden_weight))
         x = torch.baddbmm(self.out_bias, x, self.out_weight).unflatten(-1, (self.keypoints, -1))
         velocity, logit = x[..., : self.values], x[..., self.values :]
-        masked = logit.softmax(dim=0) * velocity
+        masked = (logit if self.soft_masks else torch.zeros_like(logit)).softmax(dim=0) * velocity
         if self.final is None:
             return masked.sum(0).flatten(1)
         return self.final(masked.transpose(0, 1).flatten(1))

@@ -65,7 +65,7 @@ def train(
     torch.manual_seed(0)
     live = config.generator.lookahead is not None
     sequences = read_sequences(data, "train", settings.frames, config.augmentation.smooth, live)
-    parts = _build(config, sequences, load_syncers(syncers, settings.sync_reduction))
+    parts = _build(config, sequences, load_syncers(syncers, settings.sync_reduction, settings.sync_levels))
     generator: Generator = parts.generator
     around = (generator.lead, generator.follow) if live else None
     start = int(run.restore(_stored(parts)).get("step", 0))
@@ -92,14 +92,14 @@ def train(
     return run.folder / "generator.safetensors"
 
 
-def load_syncers(folder: str | Path, reduction: str) -> SynchronyLoss:
+def load_syncers(folder: str | Path, reduction: str = "sum", levels: int = LEVELS) -> SynchronyLoss:
     """The frozen pyramid from a folder with syncer1, syncer2, … (syncer1 alone: the single-scale loss).
 
-    Raises InputError when there is none, or a gap.
+    levels: take no more than these. Raises InputError when there is none, or a gap.
     """
-    present = [level for level in range(1, LEVELS + 1) if (Path(folder) / f"syncer{level}.safetensors").is_file()]
+    present = [level for level in range(1, levels + 1) if (Path(folder) / f"syncer{level}.safetensors").is_file()]
     if not present or present != list(range(1, present[-1] + 1)):
-        missing = next(level for level in range(1, LEVELS + 1) if level not in present)
+        missing = next(level for level in range(1, levels + 1) if level not in present)
         raise InputError(
             f"{folder}: no syncer{missing}.safetensors here; train it with `mssync train syncer --level {missing}`"
         )
