@@ -528,7 +528,7 @@ def eval_sync(
     from dataclasses import asdict
 
     from mssync.data.sequences import read_sequences
-    from mssync.metrics import sync
+    from mssync.metrics import synchrony
     from mssync.training.generator import load_syncers
     from mssync.video import FPS
     from mssync.weights import SHIPPED
@@ -538,10 +538,10 @@ def eval_sync(
     clips = read_sequences(
         data, split, round(min_seconds * FPS), live=any(g.config.lookahead is not None for g in generators.values())
     )
-    scores = [*sync.conditions(judges, clips), *sync.baselines(judges, clips)]
+    scores = [*synchrony.conditions(judges, clips), *synchrony.baselines(judges, clips)]
     for label, generator in generators.items():
-        scores += sync.generated(judges, generator, clips, label)
-    lines = sync.lines(scores)
+        scores += synchrony.generated(judges, generator, clips, label)
+    lines = synchrony.lines(scores)
     if output is not None:
         _write_csv(output, [asdict(s) for s in scores])
     if json_file is not None:
@@ -603,7 +603,7 @@ def eval_drift(
 
     from mssync.animate import load
     from mssync.audio import SAMPLE_RATE, features, load_audio
-    from mssync.metrics import sync
+    from mssync.metrics import synchrony
     from mssync.training.generator import load_syncers
     from mssync.weights import SHIPPED
 
@@ -612,7 +612,7 @@ def eval_drift(
     motion = torch.from_numpy(np.stack(list(talker.animate(image, sound).motion))).flatten(1)
     heard = features(torch.from_numpy(sound), n_video_frames=len(motion))
     judges: Any = list(load_syncers(SHIPPED).syncers)
-    rows = [asdict(row) for row in sync.minutes(judges, motion, heard)]
+    rows = [asdict(row) for row in synchrony.minutes(judges, motion, heard)]
     for row in rows:
         row |= {f"confidence_{200 * 2**n}": value for n, value in enumerate(row.pop("confidences"))}
     if output is not None:

@@ -17,7 +17,7 @@ from mssync.config import load_config
 from mssync.data.sequences import Sequence as Clip
 from mssync.data.sequences import read_sequences
 from mssync.errors import written_whole
-from mssync.metrics import sync
+from mssync.metrics import synchrony
 from mssync.training.generator import load_syncers, train
 from mssync.weights import load_model
 
@@ -30,12 +30,12 @@ MIN_FRAMES = 75  # of a clip that is scored: three seconds bear a curve at the l
 
 @dataclass(frozen=True)
 class Variant:
-    """A trained variant: its name, steps, and lines of `metrics.sync.lines`; real_distance: mean over clips of the
+    """A trained variant: its name, steps, and lines of `metrics.synchrony.lines`; real_distance: mean over clips of the
     root mean square distance between generated and real motion, after the first frame is taken off both."""
 
     name: str
     steps: int
-    lines: list[sync.Line]
+    lines: list[synchrony.Line]
     real_distance: float
     speed: float
 
@@ -63,11 +63,11 @@ class Study:
         generator = load_model(path, kinds=("generator",))[0]
         apart, speeds = [], []
         for clip in self.clips:
-            made = sync.roll_out(generator, clip)
+            made = synchrony.roll_out(generator, clip)
             apart.append(float(((made - made[0]) - (clip.motion - clip.motion[0])).square().mean().sqrt()))
             speeds.append(float(made.diff(dim=0).abs().mean() / clip.motion.diff(dim=0).abs().mean()))
-        scores = sync.generated(self.judges, generator, self.clips, name)
-        return Variant(name, steps, sync.lines(scores), float(np.mean(apart)), float(np.mean(speeds)))
+        scores = synchrony.generated(self.judges, generator, self.clips, name)
+        return Variant(name, steps, synchrony.lines(scores), float(np.mean(apart)), float(np.mean(speeds)))
 
 
 def table4(study: Study, steps: int, names: Sequence[str] = TABLE4 + OTHERS) -> list[dict[str, object]]:
