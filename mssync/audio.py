@@ -34,6 +34,11 @@ AUDIO_PER_VIDEO = SAMPLE_RATE // (HOP_LENGTH * FPS)  # 4 audio frames a video fr
 SAMPLES_PER_VIDEO = SAMPLE_RATE // FPS  # 640 samples a video frame
 SILENCE = 1e-4  # a peak of -80 dB, about 3 steps of 16-bit sound: nothing louder than dither
 BLOCK = 1024  # audio frames transformed at once, so that memory does not grow with the recording
+# Of sound that is still arriving nobody knows the peak. It is taken for USUAL_PEAK, then for the greatest that was
+# heard, which is forgotten by half every PEAK_HALF_LIFE; never less than LEAST_PEAK, or pauses would become loud.
+USUAL_PEAK, LEAST_PEAK = 0.3, 0.02  # of full scale
+PEAK_HALF_LIFE = 5.0  # seconds
+MEAN_SECONDS = 2.0  # time constant of the running mean, a constant offset of the microphone
 
 
 # Reading
@@ -137,8 +142,7 @@ def logfbank(waveform: Tensor) -> Tensor:
         frame is filled up with zeros. Energies of exactly zero count as 2.2e-16. Computed in float64,
         differentiable.
     """
-    filters, _ = _filter_energies(waveform)
-    return filters.log().to(waveform.dtype)
+    return _log_filters(*_filter_energies(waveform)).to(waveform.dtype)
 
 
 def mfcc(waveform: Tensor) -> Tensor:
@@ -148,12 +152,20 @@ def mfcc(waveform: Tensor) -> Tensor:
 
     Args and returns: as `logfbank`.
     """
-    filters, energy = _filter_energies(waveform)
-    cepstra = filters.log() @ _cepstral_transform(waveform.device)
-    return torch.cat([energy.log()[..., None], cepstra[..., 1:]], dim=-1).to(waveform.dtype)
+    return _cepstra(*_filter_energies(waveform)).to(waveform.dtype)
 
 
-KINDS = {"logfbank": logfbank, "mfcc": mfcc}
+def _log_filters(filters: Tensor, _: Tensor) -> Tensor:
+    return filters.log()
+
+
+def _cepstra(filters: Tensor, energy: Tensor) -> Tensor:
+    cepstra = filters.log() @ _cepstral_transform(filters.device)
+    return torch.cat([energy.log()[..., None], cepstra[..., 1:]], dim=-1)
+
+
+# Rows of features from the energies of filters and frames; `logfbank` and `mfcc` compute them of a whole recording.
+KINDS = {"logfbank": _log_filters, "mfcc": _cepstra}
 
 
 def features(
@@ -172,31 +184,101 @@ def features(
     Returns:
         (..., 4 T, 26), differentiable
     """
-    if kind not in KINDS:
-        raise InputError(f"unknown audio features {kind!r}; choose one of {', '.join(KINDS)}")
+    _check_kind(kind)
     waveform = torch.as_tensor(waveform)
     if n_video_frames is None:
         n_video_frames = round(waveform.shape[-1] / SAMPLES_PER_VIDEO)
     waveform = waveform - waveform.mean(dim=-1, keepdim=True)
     peak = torch.maximum(waveform.amax(dim=-1, keepdim=True), -waveform.amin(dim=-1, keepdim=True))
     waveform = waveform / peak.masked_fill(peak < SILENCE, 1)
-    rows = KINDS[kind](waveform)
+    rows = KINDS[kind](*_filter_energies(waveform)).to(waveform.dtype)
     index = torch.arange(AUDIO_PER_VIDEO * n_video_frames, device=rows.device)
     return rows[..., index.clamp(max=rows.shape[-2] - 1), :]
+
+
+class FeatureStream:
+    """Features of sound that is still arriving: what `features` computes, with mean and peak as known so far.
+
+    Row k is made of the 25 ms from sample 160 k on, less the running mean and over the running peak up to their end.
+    How the sound is cut into pieces does not matter.
+
+    Args:
+        kind: "logfbank" or "mfcc"
+    """
+
+    def __init__(self, kind: str = "logfbank") -> None:
+        _check_kind(kind)
+        self.kind = kind
+        self._samples = np.zeros(1, np.float32)  # not used up yet, after the one before them
+        self._received = self._rows = 0
+        self._mean, self._peak = 0.0, USUAL_PEAK
+
+    def push(self, samples: NDArray[np.float32]) -> Tensor:
+        """Take any number of samples (n,) at 16 kHz -> the rows (m, 26) that have become complete, float32."""
+        self._received += len(samples)
+        self._samples = np.concatenate([self._samples, samples.astype(np.float32, copy=False)])
+        count = max(0, (len(self._samples) - 1 - WIN_LENGTH) // HOP_LENGTH + 1)
+        parts = [self._block(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
+        self._samples = self._samples[HOP_LENGTH * count :]
+        self._rows += count
+        return torch.cat(parts) if parts else torch.zeros(0, N_FILTERS)
+
+    def flush(self) -> Tensor:
+        """The last rows, as if silence followed: with them there are four for each of `n_video_frames`."""
+        rows = AUDIO_PER_VIDEO * n_video_frames(self._received) - self._rows
+        if rows <= 0:
+            return torch.zeros(0, N_FILTERS)
+        needed = 1 + HOP_LENGTH * (rows - 1) + WIN_LENGTH
+        return self.push(np.zeros(needed - len(self._samples), np.float32))
+
+    def _block(self, start: int, stop: int) -> Tensor:
+        samples = self._samples[HOP_LENGTH * start : HOP_LENGTH * (stop - 1) + WIN_LENGTH + 1].astype(np.float64)
+        windows = np.lib.stride_tricks.sliding_window_view(samples[1:], WIN_LENGTH)[::HOP_LENGTH]
+        before = np.lib.stride_tricks.sliding_window_view(samples[:-1], WIN_LENGTH)[::HOP_LENGTH]
+        mean, peak = self._levels(windows)
+        # Pre-emphasis of samples that have lost their mean.
+        frames = (windows - PREEMPHASIS * before - (1 - PREEMPHASIS) * mean) / peak
+        return KINDS[self.kind](*_energies(torch.from_numpy(frames))).float()
+
+    def _levels(self, windows: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Running mean and peak at the end of windows (m, 400), each (m, 1)."""
+        adapt = HOP_LENGTH / (MEAN_SECONDS * SAMPLE_RATE)
+        forget = 0.5 ** (HOP_LENGTH / (PEAK_HALF_LIFE * SAMPLE_RATE))
+        levels = []
+        for mean, low, high in zip(windows.mean(1), windows.min(1), windows.max(1), strict=True):
+            self._mean += adapt * (mean - self._mean)
+            self._peak = max(forget * self._peak, high - self._mean, self._mean - low, LEAST_PEAK)
+            levels.append((self._mean, self._peak))
+        return tuple(np.array(levels).T[..., None])  # type: ignore[return-value]
+
+
+def live_features(waveform: NDArray[np.float32], kind: str, n_video_frames: int) -> Tensor:
+    """What a `FeatureStream` makes of a whole recording (n,): (4 T, 26), the last row repeated or cut as in `features`."""
+    stream = FeatureStream(kind)
+    rows = torch.cat([stream.push(waveform), stream.flush()])
+    return rows[torch.arange(AUDIO_PER_VIDEO * n_video_frames).clamp(max=len(rows) - 1)]
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in KINDS:
+        raise InputError(f"unknown audio features {kind!r}; choose one of {', '.join(KINDS)}")
 
 
 def _filter_energies(waveform: Tensor) -> tuple[Tensor, Tensor]:
     """Energies of the mel filters (..., frames, 26) and of the frames (..., frames): float64, above zero."""
     count = 1 + max(0, math.ceil((waveform.shape[-1] - WIN_LENGTH) / HOP_LENGTH))
-    bank = _mel_filters(waveform.device)
-    filters, energy = [], []
-    for start in range(0, count, BLOCK):
-        frames = _frames(waveform, start, min(start + BLOCK, count))
-        spectrum = torch.fft.rfft(frames, N_FFT)
-        power = (spectrum.real.square() + spectrum.imag.square()) / N_FFT
-        filters.append(power @ bank)
-        energy.append(power.sum(dim=-1))
-    return _above_zero(torch.cat(filters, dim=-2)), _above_zero(torch.cat(energy, dim=-1))
+    blocks = [
+        _energies(_frames(waveform, start, min(start + BLOCK, count))) for start in range(0, count, BLOCK)
+    ]  # fmt: skip
+    filters, energy = zip(*blocks, strict=True)
+    return torch.cat(filters, dim=-2), torch.cat(energy, dim=-1)
+
+
+def _energies(frames: Tensor) -> tuple[Tensor, Tensor]:
+    """Pre-emphasised frames (..., n, 400), float64 -> energies of the mel filters (..., n, 26) and of the frames."""
+    spectrum = torch.fft.rfft(frames, N_FFT)
+    power = (spectrum.real.square() + spectrum.imag.square()) / N_FFT
+    return _above_zero(power @ _mel_filters(frames.device)), _above_zero(power.sum(dim=-1))
 
 
 def _frames(waveform: Tensor, start: int, stop: int) -> Tensor:

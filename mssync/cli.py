@@ -114,7 +114,9 @@ SaveMotionOption = Annotated[
     Path | None,
     typer.Option(metavar="FILE.npz", help="Also write the motion, for `mssync render`.", show_default=False),
 ]
-ConfigOption = Annotated[str, typer.Option(metavar="NAME|PATH", help="compact, paper, or a YAML file of that form.")]
+ConfigOption = Annotated[
+    str, typer.Option(metavar="NAME|PATH", help="compact, live, paper, or a YAML file of that form.")
+]
 DataArgument = Annotated[
     Path,
     typer.Argument(metavar="DIR", help="Folder that `mssync preprocess` made.", show_default=False),
@@ -733,6 +735,129 @@ def _print_table(table: Any, paper: str | None, outputs: list[Path] | None) -> N
     for path in outputs or []:
         write(table, path)
     typer.echo(markdown(table), nl=False)
+SyncersOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Folder with syncer1 … syncer4.safetensors; the shipped ones.", show_default=False
+    ),
+]
+
+
+@eval_app.command("sync")
+def eval_sync(
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Prepared folder with motion (`mssync extract`).")],
+    split: SplitOption = "val",
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=PATH]", help="A generator: compact, or LABEL=FILE|DIR. Give several.", show_default=False
+        ),
+    ] = None,
+    syncers: SyncersOption = None,
+    min_seconds: Annotated[float, typer.Option(metavar="F", min=1, help="Leave out shorter clips.")] = 3.0,
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE.csv", help="One row a clip.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE.json", help="The table, for machines.")
+    ] = None,
+) -> None:
+    """Offsets and confidences at every time scale: real motion, other people's sound, moved sound, generated motion."""
+    _check_prepared(data)
+    _check_files([], [(output, ".csv"), (json_file, ".json")])
+    _require("scipy", "eval")
+    from dataclasses import asdict
+
+    from mssync.data.sequences import read_sequences
+    from mssync.metrics import synchrony
+    from mssync.training.generator import load_syncers
+    from mssync.video import FPS
+    from mssync.weights import SHIPPED
+
+    judges: Any = list(load_syncers(syncers or SHIPPED).syncers)
+    generators = _generators(model or ["compact"])
+    clips = read_sequences(
+        data, split, round(min_seconds * FPS), live=any(g.config.lookahead is not None for g in generators.values())
+    )
+    scores = [*synchrony.conditions(judges, clips), *synchrony.baselines(judges, clips)]
+    for label, generator in generators.items():
+        scores += synchrony.generated(judges, generator, clips, label)
+    lines = synchrony.lines(scores)
+    if output is not None:
+        _write_csv(output, [asdict(s) for s in scores])
+    if json_file is not None:
+        _write_json(json_file, {"split": split, "clips": len(clips), "lines": [asdict(line) for line in lines]})
+    _print_lines(lines, f"{split}: {len(clips)} clips, 95 % intervals over clips")
+
+
+def _generators(models: list[str]) -> dict[str, Any]:
+    """Generators by label, of `LABEL=PATH`, the name of a shipped model, or a path."""
+    from mssync.animate import model_files
+    from mssync.weights import load_model
+
+    found = {}
+    for model in models:
+        label, _, path = model.rpartition("=")
+        file = Path(path) if Path(path).is_file() else model_files(path)[1]
+        if file is None:
+            raise InputError(f"{path} has no generator; give a folder with generator.safetensors, or the file")
+        found[label or path] = load_model(file, kinds=("generator",))[0]
+    return found
+
+
+def _print_lines(lines: Any, title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("system", "scale", title=title, title_justify="left")
+    for column in (
+        "|AV-Off|, frames of the level ↓",
+        "AV-Conf ↑",
+        "score ↑",
+        "moved sound found ↑",
+        "p (|AV-Off|)",
+        "p (AV-Conf)",
+    ):
+        table.add_column(column, justify="right")
+    for line in lines:
+        figures = (line.offset, line.confidence, line.similarity, line.recovered)
+        cells = [f"{e.value:.2f} ({e.low:.2f} to {e.high:.2f})" if e.clips else "" for e in figures]
+        ps = ["" if p != p else f"{p:.2g}" for p in (line.p_offset, line.p_confidence)]
+        table.add_row(line.system, f"{line.milliseconds} ms", *cells, *ps)
+    Console().print(table)
+
+
+@eval_app.command("drift")
+def eval_drift(
+    audio: Annotated[Path, typer.Option(metavar="AUDIO", help="Speech; repeated where it is too short.")],
+    image: Annotated[Path, typer.Option(metavar="IMAGE", help="The portrait.")],
+    minutes: Annotated[float, typer.Option(metavar="F", min=1, help="How long to speak.")] = 5.0,
+    model: ModelOption = "compact",
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE.csv", help="One row a minute.")] = None,
+) -> None:
+    """Speak for minutes on end: is the last minute of the motion like the first?"""
+    _check_files([audio, image], [(output, ".csv")])
+    from dataclasses import asdict
+
+    import numpy as np
+    import torch
+
+    from mssync.animate import load
+    from mssync.audio import SAMPLE_RATE, features, load_audio
+    from mssync.metrics import synchrony
+    from mssync.training.generator import load_syncers
+    from mssync.weights import SHIPPED
+
+    talker = load(model)
+    sound = np.resize(load_audio(audio), round(minutes * 60 * SAMPLE_RATE))
+    motion = torch.from_numpy(np.stack(list(talker.animate(image, sound).motion))).flatten(1)
+    heard = features(torch.from_numpy(sound), n_video_frames=len(motion))
+    judges: Any = list(load_syncers(SHIPPED).syncers)
+    rows = [asdict(row) for row in synchrony.minutes(judges, motion, heard)]
+    for row in rows:
+        row |= {f"confidence_{200 * 2**n}": value for n, value in enumerate(row.pop("confidences"))}
+    if output is not None:
+        _write_csv(output, rows)
+    for row in rows:
+        _print_figures(f"minute {row.pop('minute') + 1}", row)
 
 
 def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -760,6 +885,9 @@ def _print_figures(title: str, figures: dict[str, float]) -> None:
         table.add_row(name, f"{value:.4f}")
     Console().print(table)
 
+
+reproduce_app = typer.Typer(cls=_Commands, no_args_is_help=True, help="Make tables and figures of the paper again.")
+app.add_typer(reproduce_app, name="reproduce", rich_help_panel=WORKSHOP)
 
 DataOption = Annotated[
     Path, typer.Option(metavar="DIR", help="Folder that `mssync preprocess` made.", show_default=False)
@@ -845,6 +973,64 @@ def train_meter(
     from mssync.training.meter import train
 
     _done(train(settings, data, run, max_minutes), "the sync meter")
+StepsOption = Annotated[int, typer.Option(metavar="N", min=1, help="Training steps of every variant.")]
+StudyOutput = Annotated[
+    Path,
+    typer.Option(
+        "-o", "--output", metavar="FILE.csv", help="Figures; the plot lies beside it (.png).", show_default=False
+    ),
+]
+
+
+@reproduce_app.command("table4")
+def reproduce_table4(
+    data: DataOption,
+    run: RunOption,
+    output: StudyOutput,
+    syncers: SyncersOption = None,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Of configs/ablations; all unless given.", show_default=False),
+    ] = None,
+    steps: StepsOption = 400,
+    overrides: OverridesArgument = None,
+) -> None:
+    """Train and score the weights of table 4 and our own ablations, all for the same number of steps."""
+    from mssync.training.ablation import OTHERS, TABLE4, plot_table, table4, write_rows
+
+    rows = table4(_study(data, syncers, run, output, overrides), steps, variant or [*TABLE4, *OTHERS])
+    write_rows(output, rows)
+    plot_table(rows, output.with_suffix(".png"))
+    _done(output, f"{len(rows)} variants")
+
+
+@reproduce_app.command("fig6")
+def reproduce_fig6(
+    data: DataOption,
+    run: RunOption,
+    output: StudyOutput,
+    syncers: SyncersOption = None,
+    steps: StepsOption = 1000,
+    every: Annotated[int, typer.Option(metavar="N", min=1, help="Steps between two measurements.")] = 100,
+    overrides: OverridesArgument = None,
+) -> None:
+    """Confidence over training at each time scale, with the multi-scale loss and with that of level 1 alone."""
+    from mssync.training.ablation import figure6, plot_figure6
+
+    rows = figure6(_study(data, syncers, run, output, overrides), steps, every, output)
+    plot_figure6(rows, output.with_suffix(".png"))
+    _done(output, f"{len(rows)} measurements")
+
+
+def _study(data: Path, syncers: Path | None, run: Path, output: Path, overrides: list[str] | None) -> Any:
+    _check_prepared(data)
+    _check_files([], [(output, ".csv")])
+    for module, extra in (("lightning", "train"), ("matplotlib", "eval"), ("scipy", "eval")):
+        _require(module, extra)
+    from mssync.training.ablation import Study
+    from mssync.weights import SHIPPED
+
+    return Study(data, syncers or SHIPPED, run, overrides=overrides or [])
 
 
 def _training_config(config: str, overrides: list[str] | None, data: Path) -> Any:

@@ -1,7 +1,8 @@
 """Configuration: typed sections, read from YAML and changed with `section.key=value`.
 
 The defaults are the paper's (section 4.1), so a file states only what differs; `configs/paper.yaml` spells
-them out, `configs/compact.yaml` is what the shipped weights are trained with. A new section is a dataclass
+them out, `configs/compact.yaml` is what the shipped weights are trained with. A file that begins with `base: NAME`
+states only what differs from that one (`configs/ablations/`). A new section is a dataclass
 and a field of `Config`. Values marked (ours) are given neither by the paper nor by its authors' code.
 """
 
@@ -15,6 +16,7 @@ from typing import Any, Literal
 
 from mssync.errors import InputError, PathLike
 
+BASE = "base"  # key of a file that names the file it differs from
 _FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
 
 
@@ -50,6 +52,10 @@ class GeneratorConfig:
     branch_hidden: int = 512  # (ours)
     audio_free_branch: bool = False  # ref: a fifth branch that hears nothing
     final_linear: bool = False  # ref: a linear layer merges the masked branches in place of their sum
+    soft_masks: bool = True  # eq. 10; without, every level has the same share
+    lookahead: int | None = (
+        None  # video frames of sound beyond its start that a frame may hear; null: all it can (ours)
+    )
     warmup_frames: int = 0  # ref: 3, the first frame repeated over mirrored audio
     leak: float = 0.0  # share of the distance from x_0 that a frame loses: long roll-outs do not drift (ours)
     relative_input: bool = False  # feed x_t - x_0 beside x_t, for identities that were not trained on (ours)
@@ -109,6 +115,8 @@ class GeneratorTraining:
     lambda_adv: float = 0.1
     lambda_rec: float = 1.0
     sync_reduction: Literal["sum", "mean"] = "sum"  # over levels: eq. 6, or ref
+    sync_levels: int = 4  # levels of the synchrony loss, from the finest on; 1: the single-scale loss
+    start: str | None = None  # a generator of the same sizes to begin from: a shipped one's name or a file (ours)
     random_origin: bool = False  # x_0 of the relative input is any frame of the clip: long runs stay near it (ours)
     average: float = 0.999  # decay of the moving average of the generator that is kept (ours)
     max_gradient: float | None = None  # norm above which the generator's gradient is scaled down (ours)
@@ -212,7 +220,7 @@ def load_config(name_or_path: PathLike, overrides: Sequence[str] = ()) -> Config
     Raises InputError: no such file, bad YAML, unknown key (names the nearest valid one), wrong type.
     """
     # Here, so that `import mssync` does not pay for it.
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
@@ -220,9 +228,13 @@ def load_config(name_or_path: PathLike, overrides: Sequence[str] = ()) -> Config
     config = OmegaConf.structured(Config)
     source = str(path)
     try:
-        loaded = OmegaConf.load(path)
-        _check_keys(OmegaConf.to_container(loaded), source)
-        config = OmegaConf.merge(config, loaded)
+        for path in reversed(_with_bases(path)):
+            source = str(path)
+            loaded = OmegaConf.load(path)
+            if isinstance(loaded, DictConfig):
+                loaded.pop(BASE, None)
+            _check_keys(OmegaConf.to_container(loaded), source)
+            config = OmegaConf.merge(config, loaded)
         for override in overrides:
             source = f'override "{override}"'
             if "=" not in override:
@@ -241,13 +253,29 @@ def load_config(name_or_path: PathLike, overrides: Sequence[str] = ()) -> Config
         raise InputError(f"{source} cannot be read as a configuration: {error}") from None
 
 
+def _with_bases(path: Path) -> list[Path]:
+    """A file, its base, the base of that, and so on. Raises InputError for a base of a base of … itself."""
+    from omegaconf import DictConfig, OmegaConf
+
+    chain = [path]
+    loaded = OmegaConf.load(path)
+    while isinstance(loaded, DictConfig) and loaded.get(BASE) is not None:
+        base = _find(str(loaded[BASE]))
+        if base in chain:
+            raise InputError(f"{path}: {base} is its own base")
+        chain.append(base)
+        loaded = OmegaConf.load(base)
+    return chain
+
+
 def _find(name_or_path: PathLike) -> Path:
     """The path itself if it is a file, else the shipped configuration of that name."""
     given = Path(name_or_path)
-    for path in (given, *(folder / f"{given.name}.yaml" for folder in _FOLDERS)):
+    for path in (given, *(folder / f"{given}.yaml" for folder in _FOLDERS)):
         if path.is_file():
             return path
-    names = sorted({path.stem for folder in _FOLDERS for path in folder.glob("*.yaml")})
+    found = {path.relative_to(folder).as_posix() for folder in _FOLDERS for path in folder.rglob("*.yaml")}
+    names = sorted(name.removesuffix(".yaml") for name in found)
     raise InputError(f"no configuration {given}: give a YAML file or one of {', '.join(names)}")
 
 

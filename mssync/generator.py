@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mssync.audio import AUDIO_PER_VIDEO, N_FILTERS
+from mssync.audio import AUDIO_PER_VIDEO, HOP_LENGTH, N_FILTERS, SAMPLES_PER_VIDEO, WIN_LENGTH
 from mssync.config import GeneratorConfig
 from mssync.errors import InputError
 from mssync.pyramid import LEVELS, reflect_index
@@ -29,8 +29,8 @@ from mssync.syncer import AUDIO_LIMIT, Standardize
 KERNEL = 7  # of the strided audio convolutions (ref)
 COARSEST = 2 ** (LEVELS - 1)  # video frames that one vector of the coarsest audio level stands for
 # Video frames on either side that can influence an audio vector. A stage of stride 2 sees 3 of its own input
-# frames to either side, 3 · (1 + 2 + 4 + 8 + 16) = 93 audio frames in all; interpolation looks up to 32
-# further: 125 < 4 · 32.
+# frames to either side, 3 · (1 + 2 + 4 + 8 + 16) = 93 audio frames in all; interpolation looks up to 28
+# further, and an audio frame of 25 ms ends 15 ms after its 10 ms: 122.5 < 4 · 32.
 REACH = 32
 CHUNK = 25 * COARSEST  # video frames of audio encoded at a time while streaming (8 s)
 ROTARY_BASE = 10000.0
@@ -98,33 +98,58 @@ def _rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     return x * cos[:, None] + x.roll(x.shape[-1] // 2, dims=-1) * sin[:, None]
 
 
+def level_futures() -> list[int]:
+    """How many video frames of sound, from its own start on, frame t needs at each level: 3, 7, 15, 31.
+
+    At level i it is made of vectors up to frame `t + 2^(i-1) - 1`, which see `3 (2^(i+1) - 1)` audio frames ahead, of
+    400 samples each.
+    """
+    rows = [(KERNEL // 2) * (4 * 2**i - 1) + AUDIO_PER_VIDEO * (2**i - 1) for i in range(LEVELS)]
+    return [math.ceil((row * HOP_LENGTH + WIN_LENGTH) / SAMPLES_PER_VIDEO) for row in rows]
+
+
 class AudioEncoder(nn.Module):
     """Bottom-up path of a feature pyramid: 100 Hz features to vectors at 25, 12.5, 6.25 and 3.125 Hz.
 
     Two strided convolutions reach the video rate (level 1), three more give levels 2-4, which are
     interpolated linearly back to the video rate. Vector j of level i is centred on video frame `2^(i-1) j`.
+
+    lookahead: frames of sound that a frame may need from its own start on. Levels that need more are late by the
+    difference: frame t gets what belongs to frame `t - delay`. None: no level is late.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, lookahead: int | None = None) -> None:
         super().__init__()
+        futures = level_futures()
+        self.delays = [max(0, future - (futures[-1] if lookahead is None else lookahead)) for future in futures]
         self.norm = Standardize(N_FILTERS, AUDIO_LIMIT)
         # A stage is convolution, norm over one frame's channels, GELU: statistics over time would break streams.
         stages = 2 + LEVELS - 1
         self.convolutions = nn.ModuleList(
-            nn.Conv1d(width if stage else N_FILTERS, width, KERNEL, stride=2, padding=KERNEL // 2)
+            nn.Conv1d(width if stage else N_FILTERS, width, KERNEL, stride=2)
             for stage in range(stages)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(stages))
 
     def forward(self, audio: Tensor) -> Tensor:
-        """Audio (B, 4T, 26) -> (levels, B, T, width)."""
+        """Audio (B, 4T, 26) -> (levels, B, T, width). Where a late level has nothing yet it repeats its first vector."""
         length = audio.shape[1] // AUDIO_PER_VIDEO
         x = self.norm(audio)
-        stages = []
-        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            x = F.gelu(norm(convolution(x.transpose(1, 2)).transpose(1, 2)))
-            stages.append(x)
-        return torch.stack([_upsample(level, 2**i, length) for i, level in enumerate(stages[1:])])
+        levels = []
+        for stage in range(len(self.convolutions)):
+            x = self.stage(stage, F.pad(x, (0, 0, KERNEL // 2, KERNEL // 2)))
+            levels.append(x)
+        late = (_upsample(level, 2**i, length) for i, level in enumerate(levels[1:]))
+        return torch.stack([_later(x, delay) for x, delay in zip(late, self.delays, strict=True)])
+
+    def stage(self, stage: int, x: Tensor) -> Tensor:
+        """One strided convolution without padding: (B, n, C) -> (B, (n - 5) // 2, width)."""
+        return F.gelu(self.norms[stage](F.conv1d(x.transpose(1, 2), *self._kernel(stage), stride=2).transpose(1, 2)))
+
+    def _kernel(self, stage: int) -> tuple[Tensor, Tensor | None]:
+        convolution = self.convolutions[stage]
+        assert isinstance(convolution, nn.Conv1d)
+        return convolution.weight, convolution.bias
 
 
 def _upsample(x: Tensor, factor: int, length: int) -> Tensor:
@@ -136,6 +161,13 @@ def _upsample(x: Tensor, factor: int, length: int) -> Tensor:
     return full[..., :length].transpose(1, 2)
 
 
+def _later(x: Tensor, delay: int) -> Tensor:
+    """(B, T, C) moved back by `delay` frames; the first one is repeated before it."""
+    if delay == 0:
+        return x
+    return torch.cat([x[:, :1].expand(-1, min(delay, x.shape[1]), -1), x[:, :-delay]], dim=1)
+
+
 class Branches(nn.Module):
     """Multi-scale module: a fully connected network a level, merged by a soft mask over the levels (eq. 10).
 
@@ -145,7 +177,7 @@ class Branches(nn.Module):
 
     def __init__(self, config: GeneratorConfig, state_size: int) -> None:
         super().__init__()
-        self.keypoints, self.values = config.keypoints, config.values
+        self.keypoints, self.values, self.soft_masks = config.keypoints, config.values, config.soft_masks
         hidden, count = config.branch_hidden, LEVELS + config.audio_free_branch
         fan_in = config.audio_width + state_size
         self.audio_weight = _uniform((LEVELS, config.audio_width, hidden), fan_in)
@@ -177,7 +209,7 @@ class Branches(nn.Module):
         x = F.gelu(torch.baddbmm(self.hidden_bias, x, self.hidden_weight))
         x = torch.baddbmm(self.out_bias, x, self.out_weight).unflatten(-1, (self.keypoints, -1))
         velocity, logit = x[..., : self.values], x[..., self.values :]
-        masked = logit.softmax(dim=0) * velocity
+        masked = (logit if self.soft_masks else torch.zeros_like(logit)).softmax(dim=0) * velocity
         if self.final is None:
             return masked.sum(0).flatten(1)
         return self.final(masked.transpose(0, 1).flatten(1))
@@ -187,6 +219,9 @@ def _uniform(shape: tuple[int, ...], fan_in: int, gain: float = 1.0) -> nn.Param
     """Initial values as of nn.Linear: uniform within ± gain / sqrt(fan_in)."""
     bound = gain / math.sqrt(fan_in)
     return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
+
+
+Around = tuple[Tensor, Tensor] | None  # audio before and after a sequence, where it matters
 
 
 @dataclass(frozen=True)
@@ -206,7 +241,15 @@ class Generator(nn.Module):
 
     Input and output are raw: standardisation (`set_statistics`) is part of the model.
 
-    Raises InputError: a width that the heads do not divide into even parts.
+    With `config.lookahead` a frame hears that much of the future and no more, so it can be made while speech is still
+    arriving (`listen`); audio is then that of `audio.live_features`, preceded by `lead` frames.
+
+    Attributes:
+        lead: video frames of sound before the first frame that it, or a later one, can hear; 0 without `lookahead`,
+            where a recording begins with its first frame
+        follow: frames of sound after the last frame that it can hear: `lookahead`, or 0
+
+    Raises InputError: a width that the heads do not divide into even parts, a negative look-ahead or one with warm-up.
     """
 
     def __init__(self, config: GeneratorConfig) -> None:
@@ -215,11 +258,20 @@ class Generator(nn.Module):
             raise InputError(
                 f"generator.width must be a multiple of 2 x generator.heads = {2 * config.heads}, got {config.width}"
             )
+        if config.lookahead is not None and (config.lookahead < 0 or config.warmup_frames):
+            raise InputError(
+                "generator.lookahead must be null, or 0 or more with warmup_frames=0 (they hear mirrored sound), "
+                f"got {config.lookahead} with {config.warmup_frames}"
+            )
         self.config = config
         motion_dim = config.keypoints * config.values
         position_size = motion_dim * (1 + config.relative_input)
         self.motion_norm = Standardize(motion_dim)
-        self.audio_encoder = AudioEncoder(config.audio_width)
+        self.audio_encoder = AudioEncoder(config.audio_width, config.lookahead)
+        self.lead = self.follow = 0
+        if config.lookahead is not None:
+            heard = REACH + COARSEST + max(self.audio_encoder.delays)
+            self.lead, self.follow = COARSEST * math.ceil(heard / COARSEST), config.lookahead
         self.embedding = nn.Linear(position_size, config.width)
         self.layers = nn.ModuleList(AttentionLayer(config) for _ in range(config.layers))
         self.out_norm = nn.LayerNorm(config.width)
@@ -232,11 +284,13 @@ class Generator(nn.Module):
 
     # ---- a whole sequence
 
-    def forward(self, x0: Tensor, audio: Tensor, origin: Tensor | None = None) -> Tensor:
+    def forward(self, x0: Tensor, audio: Tensor, origin: Tensor | None = None, around: Around = None) -> Tensor:
         """Free-running roll-out, differentiable from end to end (eq. 8-9).
 
         origin (B, D): what `relative_input` counts from, x0 unless given. In training any frame of the clip may
         stand there: a roll-out then begins as far from its origin as one that has gone on for long.
+        around: with `lookahead`, the audio of the `lead` frames before and of the `follow` frames after it, (B, 4n, 26)
+        each; as if the average sound were there unless given.
 
         x0 (B, D), audio (B, 4T, 26) -> motion (B, T, D); frame 0 is x0, frame t belongs to audio 4t … 4t+3.
         Raises InputError: shapes that do not fit.
@@ -244,7 +298,7 @@ class Generator(nn.Module):
         self._check(x0, audio)
         state = self.start(x0, origin)
         frames = [x0]
-        for vectors in self.audio_vectors(audio).unbind(0)[1:]:
+        for vectors in self.audio_vectors(audio, around).unbind(0)[1:]:
             frame, state = self.step(state, vectors)
             frames.append(frame)
         return torch.stack(frames, dim=1)
@@ -273,10 +327,16 @@ class Generator(nn.Module):
 
     # ---- frame by frame
 
-    def audio_vectors(self, audio: Tensor) -> Tensor:
+    def audio_vectors(self, audio: Tensor, around: Around = None) -> Tensor:
         """Audio (B, 4T, 26) -> what `step` needs, (T, branches, B, branch_hidden): entry t for frame t."""
-        extended = self._extend(audio)
-        return self.branches.audio_part(self.audio_encoder(extended))[self.config.warmup_frames :]
+        before, after = around or (self.average_sound(len(audio), self.lead), self.average_sound(len(audio), self.follow))
+        levels = self.audio_encoder(torch.cat([before, self._extend(audio), after], dim=1))
+        first = self.lead + self.config.warmup_frames
+        return self.branches.audio_part(levels[:, :, first : levels.shape[2] - self.follow])
+
+    def average_sound(self, batch: int, frames: int) -> Tensor:
+        """Audio (B, 4 · frames, 26) that says nothing: the mean of what the generator was trained on."""
+        return self.audio_encoder.norm.mean.expand(batch, AUDIO_PER_VIDEO * frames, -1)
 
     def start(self, x0: Tensor, origin: Tensor | None = None) -> State:
         """State after frame 0. x0 (B, D), raw; origin as in `forward`. Warm-up frames repeat x0 in the cache."""
@@ -303,6 +363,12 @@ class Generator(nn.Module):
         Raises InputError: shapes that do not fit.
         """
         self._check(x0[None], audio[None])
+        if self.config.lookahead is not None:
+            listener = self.listen(x0)
+            for rows in audio.split(AUDIO_PER_VIDEO * CHUNK):
+                yield from listener.push(rows)
+            yield from listener.flush()
+            return
         state = self.start(x0[None])
         yield x0
         extended = self._extend(audio[None])
@@ -316,6 +382,15 @@ class Generator(nn.Module):
             for vector in vectors[max(0, warmup + 1 - begin) :]:
                 frame, state = self.step(state, vector)
                 yield frame[0]
+
+    def listen(self, x0: Tensor) -> Listener:
+        """The frames of `stream` while audio is still arriving, from x0 (D,). Needs `lookahead`."""
+        if self.config.lookahead is None:
+            raise InputError(
+                "this generator hears all that is to come, so it cannot speak live; "
+                "train one that does not: mssync train generator --config live"
+            )
+        return Listener(self, x0)
 
     # ---- shared
 
@@ -364,6 +439,81 @@ class Generator(nn.Module):
                 f"the generator needs {AUDIO_PER_VIDEO} audio frames of {N_FILTERS} numbers a video frame, "
                 f"got {audio.shape[1]} x {audio.shape[2]}"
             )
+
+
+class Listener:
+    """A roll-out of one sequence while its audio arrives; every vector of every level is computed once.
+
+    `Generator.listen` makes one. Memory and time a frame do not grow.
+    """
+
+    def __init__(self, generator: Generator, x0: Tensor) -> None:
+        self.generator, self.state, self.x0 = generator, generator.start(x0[None]), x0
+        encoder = generator.audio_encoder
+        widths = [N_FILTERS] + [generator.config.audio_width] * (len(encoder.convolutions) - 1)
+        # Rows that a stage still needs: at first the padding before the sequence.
+        self.inputs = [x0.new_zeros(1, KERNEL // 2, width) for width in widths]
+        # Vectors of each level that are still needed, and the index of the first of them.
+        self.vectors = [x0.new_zeros(1, 0, generator.config.audio_width) for _ in range(LEVELS)]
+        self.first = [0] * LEVELS
+        self.next = 0  # frame whose vectors are due, counted from the start of the lead
+        self.received = -AUDIO_PER_VIDEO * generator.lead  # rows
+        self.push(generator.average_sound(1, generator.lead)[0])
+
+    def push(self, rows: Tensor) -> list[Tensor]:
+        """Audio rows (n, 26), any number of them -> the frames (D,) that can be made now."""
+        self.received += len(rows)
+        return self._heard(rows)
+
+    def flush(self) -> list[Tensor]:
+        """The frames that have waited for what would have come; average sound takes its place."""
+        return self._heard(self.generator.average_sound(1, self.generator.follow)[0])
+
+    @torch.inference_mode()
+    def _heard(self, rows: Tensor) -> list[Tensor]:
+        self._encode(self.generator.audio_encoder.norm(rows)[None])
+        ready = min(self.generator.lead + self.received // AUDIO_PER_VIDEO, *map(self._known, range(LEVELS)))
+        levels = torch.stack([self._upsampled(i, ready) for i in range(LEVELS)])
+        begin, self.next = self.next, ready
+        frames = []
+        for t, vector in enumerate(self.generator.branches.audio_part(levels), begin - self.generator.lead):
+            if t == 0:
+                frames.append(self.x0)
+            elif t > 0:
+                frame, self.state = self.generator.step(self.state, vector)
+                frames.append(frame[0])
+        return frames
+
+    def _encode(self, x: Tensor) -> None:
+        """Rows (1, n, 26), standardised, through all stages as far as they go."""
+        encoder = self.generator.audio_encoder
+        for stage, kept in enumerate(self.inputs):
+            x = torch.cat([kept, x], dim=1)
+            count = max(0, (x.shape[1] - KERNEL) // 2 + 1)
+            self.inputs[stage] = x[:, 2 * count :]
+            if count == 0:
+                return
+            x = encoder.stage(stage, x)
+            if stage > 0:
+                self.vectors[stage - 1] = torch.cat([self.vectors[stage - 1], x], dim=1)
+
+    def _known(self, level: int) -> int:
+        """Frames, counted from the start of the lead, whose vector of a level can be computed."""
+        last = self.first[level] + self.vectors[level].shape[1] - 1
+        return 2**level * last + 1 + self.generator.audio_encoder.delays[level]
+
+    def _upsampled(self, level: int, stop: int) -> Tensor:
+        """Vectors (1, stop - next, width) of the frames due, as `AudioEncoder`; forgets what is not needed again."""
+        factor, delay = 2**level, self.generator.audio_encoder.delays[level]
+        times = torch.arange(self.next, stop).sub(delay).clamp_min(0)
+        left = times // factor - self.first[level]
+        right = (left + 1).clamp_max(self.vectors[level].shape[1] - 1)
+        share = (times % factor / factor)[None, :, None]
+        vectors = self.vectors[level]
+        found = torch.lerp(vectors[:, left], vectors[:, right], share.to(vectors))
+        done = max(0, stop - delay) // factor - self.first[level]
+        self.vectors[level], self.first[level] = vectors[:, done:], self.first[level] + done
+        return found
 
 
 def build_generator(config: dict[str, Any]) -> Generator:

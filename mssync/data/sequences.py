@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mssync.audio import AUDIO_PER_VIDEO, features
+from mssync.audio import AUDIO_PER_VIDEO, features, live_features
 from mssync.config import AugmentationConfig
 from mssync.data import shards
 from mssync.data.clips import SPLITS, Clip, read_clips
@@ -37,6 +37,7 @@ class Sequence:
     """One clip as the method sees it: motion, mirrored (T, 60), audio (4T, 26).
 
     made_by: the motion space (see `reenact.motion_space`) and the kind of audio features.
+    heard: for generators that speak live, the features (4T, 26) that they get (`audio.live_features`); else None.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Sequence:
     motion: Tensor
     mirrored: Tensor
     audio: Tensor
+    heard: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.motion)
@@ -136,8 +138,12 @@ def _clips(folder: str | Path, split: str) -> list[Clip]:
         return []  # a plain folder has no val and no test split
 
 
-def read_sequences(folder: str | Path, split: str, min_frames: int, taps: int = 3) -> list[Sequence]:
+def read_sequences(
+    folder: str | Path, split: str, min_frames: int, taps: int = 3, live: bool = False
+) -> list[Sequence]:
     """Sequences of one split that are at least `min_frames` long, keypoints smoothed over `taps` frames (*ref*).
+
+    live: with `Sequence.heard`, computed from the clips' sound.
 
     Where the folder has an offsets.json (by clip, by how many video frames its sound is late), the sound is moved
     back by that much. Raises InputError when motion has not been extracted yet, or nothing is long enough.
@@ -149,10 +155,13 @@ def read_sequences(folder: str | Path, split: str, min_frames: int, taps: int = 
         data = read_motion(clip)
         motion, mirrored = (smooth(data[key], taps).reshape(-1, 60) for key in ("motion", "mirrored"))
         audio, made_by = data["audio"], str(data["made_by"])
+        sounds = [audio]
+        if live:
+            sounds.append(live_features(clip.waveform, made_by.split()[1], len(clip)).numpy())
         late = int(offsets.get(clip.entry.name, 0))
-        motion, mirrored, audio = _aligned(motion, mirrored, audio, late)
+        motion, mirrored, *sounds = _aligned(motion, mirrored, *sounds, late=late)
         if len(motion) >= min_frames:
-            tensors = (torch.from_numpy(np.ascontiguousarray(x, np.float32)) for x in (motion, mirrored, audio))
+            tensors = (torch.from_numpy(np.ascontiguousarray(x, np.float32)) for x in (motion, mirrored, *sounds))
             entry = clip.entry
             found.append(Sequence(entry.name, entry.identity, entry.corpus, entry.stabilised, made_by, *tensors))
     if not found:
@@ -161,26 +170,35 @@ def read_sequences(folder: str | Path, split: str, min_frames: int, taps: int = 
 
 
 def validation_batches(
-    folder: str | Path, train: list[Sequence], frames: int, batch: int, count: int, taps: int
+    folder: str | Path,
+    train: list[Sequence],
+    frames: int,
+    batch: int,
+    count: int,
+    taps: int,
+    around: tuple[int, int] | None = None,
 ) -> list[tuple[Tensor, ...]]:
-    """Fixed batches of the `val` split; of `train` where a folder has no other."""
-    sequences = read_sequences(folder, "val", frames, taps) if _clips(folder, "val") else train
-    batches = SequenceBatches(sequences, frames, batch, seed=12345)
+    """Fixed batches of the `val` split; of `train` where a folder has no other. around: as in `SequenceBatches`."""
+    live = around is not None
+    sequences = read_sequences(folder, "val", frames, taps, live) if _clips(folder, "val") else train
+    batches = SequenceBatches(sequences, frames, batch, seed=12345, around=around)
     return [batches(n) for n in range(count)]
 
 
-def _aligned(motion: np.ndarray, mirrored: np.ndarray, audio: np.ndarray, late: int) -> tuple[np.ndarray, ...]:
+def _aligned(motion: np.ndarray, mirrored: np.ndarray, *sounds: np.ndarray, late: int) -> tuple[np.ndarray, ...]:
     if late > 0:
-        return motion[:-late], mirrored[:-late], audio[AUDIO_PER_VIDEO * late :]
+        return motion[:-late], mirrored[:-late], *(sound[AUDIO_PER_VIDEO * late :] for sound in sounds)
     if late < 0:
-        return motion[-late:], mirrored[-late:], audio[: AUDIO_PER_VIDEO * late]
-    return motion, mirrored, audio
+        return motion[-late:], mirrored[-late:], *(sound[: AUDIO_PER_VIDEO * late] for sound in sounds)
+    return motion, mirrored, *sounds
 
 
 class SequenceBatches:
     """Random batches of equally long pieces; batch n is a function of (seed, n) alone (exact resume).
 
     augmentation: None for the pieces as they are.
+    around: for generators that speak live, frames of sound before and after a piece that they hear: a batch then ends
+        with heard (B, 4 (before + frames + after), 26), the average sound where a clip has none.
     """
 
     def __init__(
@@ -190,7 +208,11 @@ class SequenceBatches:
         batch: int,
         seed: int,
         augmentation: AugmentationConfig | None = None,
+        around: tuple[int, int] | None = None,
     ) -> None:
+        self.around = around
+        if around is not None:
+            self.average = torch.cat([s.heard for s in sequences if s.heard is not None]).mean(0)
         self.frames, self.batch, self.seed, self.augmentation = frames, batch, seed, augmentation
         self.identities: dict[str, list[Sequence]] = {}
         for sequence in sequences:
@@ -204,14 +226,13 @@ class SequenceBatches:
         lengths = np.array([sum(len(s) for s in self.identities[name]) for name in self.names], float)
         self.weights = np.sqrt(lengths) / np.sqrt(lengths).sum()
 
-    def __call__(self, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Batch n: motion (B, frames, 60), audio (B, 4 * frames, 26), another frame of each clip (B, 60), and
-        the clips' numbers (B,)."""
+    def __call__(self, n: int) -> tuple[Tensor, ...]:
+        """Batch n: motion (B, frames, 60), audio (B, 4 * frames, 26), another frame of each clip (B, 60), the clips'
+        numbers (B,), and what is heard where `around` is given."""
         rng = np.random.default_rng((self.seed, n))
-        motions, audios, others, clips = zip(*(self._piece(rng) for _ in range(self.batch)), strict=True)
-        return torch.stack(motions), torch.stack(audios), torch.stack(others), torch.tensor(clips)
+        return tuple(map(torch.stack, zip(*(self._piece(rng) for _ in range(self.batch)), strict=True)))
 
-    def _piece(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, int]:
+    def _piece(self, rng: np.random.Generator) -> list[Tensor]:
         owned = self.identities[self.names[rng.choice(len(self.names), p=self.weights)]]
         lengths = np.array([len(s) for s in owned], float)
         sequence = owned[rng.choice(len(owned), p=lengths / lengths.sum())]
@@ -221,10 +242,22 @@ class SequenceBatches:
         whole = sequence.mirrored if mirrored else sequence.motion
         motion = torch.cat([whole[start : start + self.frames], whole[other : other + 1]])
         audio = sequence.audio[AUDIO_PER_VIDEO * start : AUDIO_PER_VIDEO * (start + self.frames)]
+        heard = self._around(sequence, start)
         if settings is not None:
-            reach = float(sequence.audio.max() - sequence.audio.min())
-            motion, audio = augmented(motion, settings, rng), jittered(audio, reach, settings, rng)
-        return motion[:-1], audio, motion[-1], self.numbers[sequence.name]
+            motion = augmented(motion, settings, rng)
+            shift = jitter(float(sequence.audio.max() - sequence.audio.min()), settings, rng)
+            audio, heard = audio + shift, [sound + shift for sound in heard]
+        return [motion[:-1], audio, motion[-1], torch.tensor(self.numbers[sequence.name]), *heard]
+
+    def _around(self, sequence: Sequence, start: int) -> list[Tensor]:
+        """What is heard of a piece of a clip, in a list; an empty one without `around`."""
+        if self.around is None or sequence.heard is None:
+            return []
+        before, after = (AUDIO_PER_VIDEO * frames for frames in self.around)
+        begin, end = AUDIO_PER_VIDEO * start - before, AUDIO_PER_VIDEO * (start + self.frames) + after
+        there = sequence.heard[max(0, begin) : end]
+        left, right = max(0, -begin), end - len(sequence.heard)
+        return [torch.cat([self.average.expand(left, -1), there, self.average.expand(max(0, right), -1)])]
 
 
 def augmented(motion: Tensor, settings: AugmentationConfig, rng: np.random.Generator) -> Tensor:
@@ -235,6 +268,6 @@ def augmented(motion: Tensor, settings: AugmentationConfig, rng: np.random.Gener
     return scaled + shift.flatten()
 
 
-def jittered(audio: Tensor, reach: float, settings: AugmentationConfig, rng: np.random.Generator) -> Tensor:
-    """Log energies (4T, 26) moved by one offset within a share of `reach`, the range of their clip (*ref*)."""
-    return audio + float(rng.uniform(-settings.energy, settings.energy)) * reach
+def jitter(reach: float, settings: AugmentationConfig, rng: np.random.Generator) -> float:
+    """By how much a piece's log energies are moved: within a share of `reach`, the range of their clip (*ref*)."""
+    return float(rng.uniform(-settings.energy, settings.energy)) * reach

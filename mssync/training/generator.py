@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mssync.audio import AUDIO_PER_VIDEO
 from mssync.config import Config
 from mssync.data.sequences import Sequence, SequenceBatches, read_sequences, validation_batches
 from mssync.discriminator import (
@@ -62,15 +63,18 @@ def train(
     fabric = launched()
     run = Run(run_dir, "generator", max_minutes or settings.max_minutes, fabric)
     torch.manual_seed(0)
-    sequences = read_sequences(data, "train", settings.frames, config.augmentation.smooth)
-    parts = _build(config, sequences, load_syncers(syncers, settings.sync_reduction))
+    live = config.generator.lookahead is not None
+    sequences = read_sequences(data, "train", settings.frames, config.augmentation.smooth, live)
+    parts = _build(config, sequences, load_syncers(syncers, settings.sync_reduction, settings.sync_levels))
+    generator: Generator = parts.generator
+    around = (generator.lead, generator.follow) if live else None
     start = int(run.restore(_stored(parts)).get("step", 0))
     parts = _distribute(fabric, parts)
     # A stabilised clip has no head motion to learn from; where there are no others, faces are all that moves.
     moving = [s for s in sequences if not s.stabilised] or sequences
-    batches = SequenceBatches(moving, settings.frames, settings.batch, 0, config.augmentation)
+    batches = SequenceBatches(moving, settings.frames, settings.batch, 0, config.augmentation, around)
     checks = validation_batches(
-        data, sequences, settings.frames, settings.batch, VALIDATION_BATCHES, config.augmentation.smooth
+        data, sequences, settings.frames, settings.batch, VALIDATION_BATCHES, config.augmentation.smooth, around
     )
     total, done = settings.iterations + settings.decay_iterations, start
     for step in run.steps(start, total):
@@ -88,14 +92,14 @@ def train(
     return run.folder / "generator.safetensors"
 
 
-def load_syncers(folder: str | Path, reduction: str) -> SynchronyLoss:
+def load_syncers(folder: str | Path, reduction: str = "sum", levels: int = LEVELS) -> SynchronyLoss:
     """The frozen pyramid from a folder with syncer1, syncer2, … (syncer1 alone: the single-scale loss).
 
-    Raises InputError when there is none, or a gap.
+    levels: take no more than these. Raises InputError when there is none, or a gap.
     """
-    present = [level for level in range(1, LEVELS + 1) if (Path(folder) / f"syncer{level}.safetensors").is_file()]
+    present = [level for level in range(1, levels + 1) if (Path(folder) / f"syncer{level}.safetensors").is_file()]
     if not present or present != list(range(1, present[-1] + 1)):
-        missing = next(level for level in range(1, LEVELS + 1) if level not in present)
+        missing = next(level for level in range(1, levels + 1) if level not in present)
         raise InputError(
             f"{folder}: no syncer{missing}.safetensors here; train it with `mssync train syncer --level {missing}`"
         )
@@ -107,7 +111,10 @@ def _build(config: Config, sequences: list[Sequence], synchrony: SynchronyLoss) 
     settings = config.generator_training
     generator = Generator(config.generator)
     frame, sequence = FrameDiscriminator(config.discriminator), SequenceDiscriminator(config.discriminator)
-    motion, audio = torch.cat([s.motion for s in sequences]), torch.cat([s.audio for s in sequences])
+    if settings.start is not None:
+        _begin_from(generator, settings.start)
+    motion = torch.cat([s.motion for s in sequences])
+    audio = torch.cat([s.audio if s.heard is None else s.heard for s in sequences])
     generator.set_statistics(motion.mean(0), motion.std(0), audio.mean(0), audio.std(0))
     for discriminator in (frame, sequence):
         discriminator.motion_norm.set_statistics(motion.mean(0), motion.std(0))
@@ -121,6 +128,23 @@ def _build(config: Config, sequences: list[Sequence], synchrony: SynchronyLoss) 
         synchrony,
         Average(generator, settings.average),
     )
+
+
+def _begin_from(generator: Generator, start: str) -> None:
+    """Take over the weights of another generator. Raises InputError when it has other sizes."""
+    try:
+        generator.load_state_dict(load_model(start, kinds=("generator",))[0].state_dict())
+    except RuntimeError:
+        raise InputError(f"generator_training.start: {start} has other sizes than this configuration") from None
+
+
+def hearing(batch: list[Tensor], lead: int, follow: int) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """What a generator hears of a batch of `SequenceBatches`: audio (B, 4T, 26), and what is around it if it is live."""
+    if len(batch) < 5:
+        return batch[1], None
+    sizes = [AUDIO_PER_VIDEO * lead, batch[1].shape[1], AUDIO_PER_VIDEO * follow]
+    before, audio, after = batch[4].split(sizes, dim=1)
+    return audio, (before, after)
 
 
 def _distribute(fabric: Any, parts: _Parts) -> _Parts:
@@ -150,7 +174,8 @@ def _step(fabric: Any, parts: _Parts, batch: list[Tensor], config: Config) -> di
     """One step of the discriminators (eq. 15), one of the generator (eq. 16)."""
     settings = config.generator_training
     motion, audio, other = batch[:3]
-    generated = parts.generator(motion[:, 0], audio, other if settings.random_origin else None)
+    heard, around = hearing(batch, parts.average.model.lead, parts.average.model.follow)
+    generated = parts.generator(motion[:, 0], heard, other if settings.random_origin else None, around)
 
     frame_loss = discriminator_loss(parts.frame(motion[:, 1:]), parts.frame(generated[:, 1:].detach()))
     sequence_loss = discriminator_loss(parts.sequence(motion), parts.sequence(generated.detach()))
@@ -177,9 +202,11 @@ def _validate(parts: _Parts, checks: list[tuple[Tensor, ...]]) -> dict[str, floa
     """Scores of the levels on held-out speech: generated motion, real motion, and generated against other speech."""
     device, generator = next(parts.average.model.parameters()).device, parts.average.model
     rows = []
-    for motion, audio, *_ in checks:
-        motion, audio = motion.to(device), audio.to(device)
-        generated = generator(motion[:, 0], audio)
+    for check in checks:
+        batch = [x.to(device) for x in check]
+        motion, audio = batch[:2]
+        heard, around = hearing(batch, generator.lead, generator.follow)
+        generated = generator(motion[:, 0], heard, around=around)
         scored = {"val_gen": generated, "val_real": motion, "val_shuffled": generated.roll(1, 0)}
         row = {f"{k}{i + 1}": -float(v) for k, x in scored.items() for i, v in enumerate(parts.synchrony(x, audio)[1])}
         row["val_rec"] = float(reconstruction_loss(motion, generated))

@@ -1,0 +1,94 @@
+"""Offsets and confidences of motion and speech: against loops, and on pairs whose offset is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("scipy", reason="needs mssync[eval]")
+
+from mssync.data.sequences import Sequence
+from mssync.metrics import synchrony
+from mssync.syncer import Syncer
+
+
+def random_clip(name: str, frames: int, seed: int) -> Sequence:
+    g = torch.Generator().manual_seed(seed)
+    motion, audio = torch.randn(frames, 60, generator=g), torch.randn(4 * frames, 26, generator=g)
+    return Sequence(name, name, "", False, "space logfbank", motion, motion, audio)
+
+
+@pytest.fixture(scope="module")
+def syncers() -> list[Syncer]:
+    torch.manual_seed(0)
+    return [Syncer(60, width=8, depth=1, embedding=8).eval() for _ in range(4)]
+
+
+def test_offset_curve_against_loops() -> None:
+    cosines = np.random.default_rng(0).uniform(-1, 1, (9, 9))
+    distance = np.sqrt(2 - 2 * cosines)
+    curve = synchrony.offset_curve(cosines)
+    assert len(curve) == 9  # four frames to both sides: half of the windows still have sound
+    for i, offset in enumerate(range(-4, 5)):
+        terms = [distance[t, t - offset] - distance[t].mean() for t in range(9) if 0 <= t - offset < 9]
+        assert curve[i] == pytest.approx(np.mean(terms) + distance.mean())
+
+
+@pytest.mark.parametrize("lead", [-3, 0, 2])
+def test_sound_that_leads_has_a_positive_offset(lead: int) -> None:
+    """Motion at t fits what is heard at t - lead: the sound came `lead` frames too early."""
+    n = 40
+    vectors = np.linalg.qr(np.random.default_rng(0).normal(size=(2 * n, 2 * n)))[0]
+    motion, sound = vectors[10 : 10 + n], vectors[10 + lead : 10 + lead + n]
+    curve = synchrony.offset_curve(motion @ sound.T)
+    assert curve.argmin() - len(curve) // 2 == lead
+
+
+def test_scores_of_every_level_that_fits(syncers: list[Syncer]) -> None:
+    clip = random_clip("a", 120, 0)
+    found = synchrony.score(syncers, clip.motion, clip.audio, "real", "a")
+    assert [s.level for s in found] == [1, 2, 3, 4]
+    assert all(s.confidence >= 0 and abs(s.offset) <= s.reach <= synchrony.REACH for s in found)
+    assert [s.level for s in synchrony.score(syncers, clip.motion[:20], clip.audio[:80], "real", "a")] == [1, 2]
+    moved = synchrony.score_moved(syncers, clip.motion, clip.audio, "real", "a")
+    assert {s.moved for s in moved if s.level == 1} == set(synchrony.SHIFTS)
+
+
+def test_lines_hold_means_and_paired_tests(syncers: list[Syncer]) -> None:
+    clips = [random_clip(str(n), 60, n) for n in range(6)]
+    scores = [*synchrony.conditions(syncers, clips), *synchrony.baselines(syncers, clips)]
+    lines = synchrony.lines(scores)
+    assert {line.system for line in lines} == {
+        synchrony.REAL,
+        synchrony.OTHER,
+        synchrony.SILENCE,
+        synchrony.STILL,
+        synchrony.BORROWED,
+    }
+    real = next(line for line in lines if (line.system, line.level) == (synchrony.REAL, 1))
+    offsets = [abs(s.offset) for s in scores if (s.system, s.level, s.moved) == (synchrony.REAL, 1, 0)]
+    assert real.offset.value == pytest.approx(np.mean(offsets))
+    assert real.milliseconds == 200
+    assert 0 <= real.recovered.value <= 1
+    assert np.isnan(next(line for line in lines if line.system == synchrony.OTHER).p_confidence)
+
+
+def test_other_clips_are_of_other_people() -> None:
+    clips = [random_clip(str(n), 10, n) for n in range(3)]
+    clips[1].identity = clips[0].identity
+    assert [c.name for c in synchrony._others(clips)] == ["2", "2", "0"]
+    assert synchrony._as_long(torch.arange(3.0)[:, None], 8)[:, 0].tolist() == [0, 1, 2, 2, 1, 0, 0, 1]
+
+
+def test_minutes_of_a_still_face_and_of_one_that_shakes(syncers: list[Syncer]) -> None:
+    frames = 2 * 60 * 25
+    still = torch.zeros(frames, 60)
+    shaking = still.clone()
+    shaking[1::2] = 0.1
+    audio = torch.randn(4 * frames, 26, generator=torch.Generator().manual_seed(0))
+    rows = synchrony.minutes(syncers, still, audio)
+    assert [row.minute for row in rows] == [0, 1]
+    assert rows[0].spread == rows[0].jitter == rows[1].distance == 0
+    assert synchrony.jitter(shaking) == pytest.approx(0.2)
+    assert synchrony.minutes(syncers, shaking, audio)[1].largest_step == pytest.approx(0.1)
