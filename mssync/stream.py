@@ -50,7 +50,7 @@ class StreamingAnimator:
         self.latency = self.lookahead / FPS
         self.made = 0
         self._features = FeatureStream(pipeline.audio_kind)
-        self._listener = generator.listen(torch.from_numpy(self.portrait.pose).flatten().to(pipeline.device))
+        self._listener = generator.listen(torch.from_numpy(self.portrait.pose).flatten()[None].to(pipeline.device))
         self._flushed = False
 
     def push(self, samples: np.ndarray) -> list[np.ndarray]:
@@ -71,14 +71,14 @@ class StreamingAnimator:
             raise InputError("this stream has ended; make a new StreamingAnimator for the next one")
         if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating) or not np.isfinite(samples).all():
             raise InputError("samples must be one-dimensional, finite floating-point numbers: 16 kHz mono in [-1, 1]")
-        return self._motion(self._listener.push(self._features.push(samples).to(self.pipeline.device)))
+        return self._motion(self._listener.push(self._features.push(samples)[None].to(self.pipeline.device)))
 
     def flush_motion(self) -> np.ndarray:
         """As `flush`, but the motion (n, 10, 6) alone."""
         if self._flushed:
             return self._motion([])
         self._flushed = True
-        last = self._listener.push(self._features.flush().to(self.pipeline.device))
+        last = self._listener.push(self._features.flush()[None].to(self.pipeline.device))
         return self._motion(last + self._listener.flush())
 
     def draw(self, motion: np.ndarray) -> list[np.ndarray]:
@@ -89,7 +89,7 @@ class StreamingAnimator:
     def _motion(self, frames: list[torch.Tensor]) -> np.ndarray:
         if not frames:
             return np.zeros((0, KEYPOINTS, VALUES), np.float32)
-        made = torch.stack(frames).unflatten(1, (KEYPOINTS, VALUES)).cpu().numpy()
+        made = torch.cat(frames).unflatten(1, (KEYPOINTS, VALUES)).cpu().numpy()
         motion = idle(self.portrait.pose, made, start=self.made)
         self.made += len(motion)
         rigid = self.pipeline.reenactor.rigid

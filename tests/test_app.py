@@ -282,3 +282,10 @@ def test_jobs_run_between_turns_and_hand_on_their_errors() -> None:
     with pytest.raises(InputError):
         engine.call(lambda: (_ for _ in ()).throw(InputError("no face"))).result(5)
     engine.stop()
+
+
+def test_addresses() -> None:
+    assert all(server.local(host) for host in ("127.0.0.1", "::1", "localhost", "127.8.9.1"))
+    assert not any(server.local(host) for host in ("0.0.0.0", "::", "192.168.0.7", "example.org"))
+    assert server.address("0.0.0.0", 80, "abc") == "http://localhost:80/?token=abc"
+    assert server.address("::1", 8765, None) == "http://[::1]:8765/"

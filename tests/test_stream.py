@@ -105,11 +105,11 @@ def test_level_of_usual_speech_is_that_of_the_recording():
 def test_listening_is_the_whole_roll_out(lookahead, frames):
     generator = make(replace(SMALL, lookahead=lookahead)).double()
     torch.manual_seed(2)
-    x0, audio = torch.randn(60).double(), torch.randn(4 * frames, 26).double()
-    whole = generator(x0[None], audio[None])[0]
+    x0, audio = torch.randn(2, 60).double(), torch.randn(2, 4 * frames, 26).double()
+    whole = generator(x0, audio).transpose(0, 1)
     listener, made = generator.listen(x0), []
-    for piece in pieces(len(audio), lookahead):
-        made += listener.push(audio[piece])
+    for piece in pieces(4 * frames, lookahead):
+        made += listener.push(audio[:, piece])
         assert len(made) >= listener.received // 4 - lookahead
     made += listener.flush()
     torch.testing.assert_close(torch.stack(made), whole, atol=1e-10, rtol=1e-10)
@@ -145,7 +145,7 @@ def test_lookahead_that_cannot_be():
         with pytest.raises(InputError, match=r"generator\.lookahead must be null"):
             Generator(replace(SMALL, **change))
     with pytest.raises(InputError, match="cannot speak live"):
-        make(replace(SMALL, lookahead=None)).listen(torch.zeros(60))
+        make(replace(SMALL, lookahead=None)).listen(torch.zeros(1, 60))
 
 
 # ---- frames

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import ipaddress
 import io
 import json
 import struct
@@ -307,6 +308,19 @@ async def _refuse(socket: WebSocket, message: str, code: int) -> None:
     with suppress(WebSocketDisconnect, RuntimeError):
         await socket.send_json({"type": "error", "message": message})
         await socket.close(code)
+
+
+def local(host: str) -> bool:
+    """Whether a host is this machine's own loopback, which nobody else can reach."""
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def address(host: str, port: int, token: str | None) -> str:
+    """Where the page is."""
+    shown = {"0.0.0.0": "localhost", "::": "localhost"}.get(host, host)
+    return f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/" + (f"?token={token}" if token else "")
 
 
 def serve(app: Starlette, host: str, port: int) -> None:
