@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mssync import weights
-from mssync.audio import SAMPLE_RATE, features, is_silent, load_audio, n_video_frames
+from mssync.audio import SAMPLE_RATE, features, is_silent, live_features, load_audio, n_video_frames
 from mssync.errors import InputError, PathLike
 from mssync.faces import Box, Face, FaceMesh, crop, crop_box, in_crop, largest_face, paste
 from mssync.motion import (
@@ -31,6 +31,7 @@ from mssync.motion import (
     control,
     filled_gaps,
     gaussian,
+    idle,
     load_motion,
     relative,
     save_motion,
@@ -41,8 +42,9 @@ from mssync.video import FPS, VideoReader, read_image
 if TYPE_CHECKING:
     from mssync.generator import Generator
 
-MODELS = {"compact": weights.SHIPPED}  # a model is a folder with these two files
+MODELS = {"compact": weights.SHIPPED}  # a model is a folder with these files
 REENACTOR_FILE, GENERATOR_FILE = "reenactor.safetensors", "generator.safetensors"
+LIVE_FILE = "generator_live.safetensors"  # of the same folder: hears little of what is to come
 REENACTORS = ("compact", "fomm")  # kinds of model files that draw faces
 DEVICES = ("cpu", "cuda", "mps")
 
@@ -96,17 +98,18 @@ class Frames(Iterator[np.ndarray]):
         save_motion(path, self.motion, reenactor=self._reenactor, source_size=self._source_size)
 
 
-def load(model: PathLike = "compact", device: str = "cpu") -> Pipeline:
+def load(model: PathLike = "compact", device: str = "cpu", live: bool = False) -> Pipeline:
     """Load a model.
 
     model: "compact", which the package ships; or a folder with reenactor.safetensors and
         generator.safetensors; or a reenactor's file alone (see `mssync convert`), which cannot animate, but
         reenact.
     device: "cpu", "cuda" (also "cuda:1", …) or "mps".
+    live: with generator_live.safetensors in place of generator.safetensors, for `stream.StreamingAnimator`.
     Raises InputError for an unknown model or device.
     """
     place = _device(device)
-    reenactor_file, generator_file = model_files(model)
+    reenactor_file, generator_file = model_files(model, live)
     reenactor: Any
     generator: Any = None
     kind = "logfbank"
@@ -124,8 +127,8 @@ def load(model: PathLike = "compact", device: str = "cpu") -> Pipeline:
     return Pipeline(reenactor, generator, audio_kind=kind, name=metadata["kind"], device=place)
 
 
-def model_files(model: PathLike) -> tuple[Path, Path | None]:
-    """The files of a model's reenactor and of its generator (None: it has none). Raises InputError as `load`."""
+def model_files(model: PathLike, live: bool = False) -> tuple[Path, Path | None]:
+    """The files of a model's reenactor and of its generator, or live one (None: it has none). Raises InputError as `load`."""
     path = MODELS.get(str(model), Path(model))
     if path.is_file():
         return path, None
@@ -134,7 +137,7 @@ def model_files(model: PathLike) -> tuple[Path, Path | None]:
         raise InputError(
             f"no model {str(model)!r}: give one of: {known}, a folder with {REENACTOR_FILE}, or such a file"
         )
-    generator = path / GENERATOR_FILE
+    generator = path / (LIVE_FILE if live else GENERATOR_FILE)
     return path / REENACTOR_FILE, generator if generator.is_file() else None
 
 
@@ -176,6 +179,20 @@ class Pipeline:
     def face_mesh(self) -> FaceMesh:
         return FaceMesh()  # late: building it takes a second, and some work needs no faces
 
+    @property
+    def live(self) -> bool:
+        """Whether the generator can speak while speech is still arriving."""
+        return self.generator is not None and self.generator.config.lookahead is not None
+
+    def live_generator(self) -> Generator:
+        """The generator, where it can speak live. Raises InputError where there is none, or another one."""
+        if self.generator is None or not self.live:
+            raise InputError(
+                f"no {LIVE_FILE} is loaded, so nothing can speak live: use `load(model, live=True)`, and where the model "
+                "has none, train it: mssync train generator --config live"
+            )
+        return self.generator
+
     # What users call
 
     def animate(
@@ -212,7 +229,7 @@ class Pipeline:
                 "train one on its motion, or use the model 'compact'"
             )
         waveform = read_speech(audio)
-        if is_silent(waveform):
+        if is_silent(waveform) and not self.live:
             warnings.warn(f"{_name(audio, 'the audio')} is silent: the face stays quiet", stacklevel=1)
             expression = 0.0
         portrait = self.portrait(image)
@@ -316,13 +333,14 @@ class Pipeline:
 
     def _generate(self, portrait: Portrait, waveform: np.ndarray, seed: int) -> np.ndarray:
         assert self.generator is not None
-        audio = features(torch.from_numpy(waveform), self.audio_kind, n_video_frames(len(waveform)))
+        hear = live_features if self.live else features
+        audio = hear(torch.from_numpy(waveform), self.audio_kind, n_video_frames(len(waveform)))
         first = torch.from_numpy(portrait.pose).flatten()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             frames = self.generator.stream(first.to(self.device), audio.to(self.device))
-            motion = torch.stack([frame.cpu() for frame in frames])
-        return motion.unflatten(1, (KEYPOINTS, VALUES)).numpy()
+            motion = torch.stack([frame.cpu() for frame in frames]).unflatten(1, (KEYPOINTS, VALUES)).numpy()
+        return idle(portrait.pose, motion) if self.live else motion
 
     @torch.inference_mode()
     def _keypoints(self, images: np.ndarray, landmarks: np.ndarray | None = None) -> np.ndarray:
@@ -341,7 +359,7 @@ class Pipeline:
         return self.reenactor.prepare(_to_tensor(image, self.device), torch.from_numpy(motion).to(self.device))
 
     @torch.inference_mode()
-    def _draw(self, portrait: Portrait, motion: np.ndarray, size: int) -> np.ndarray:
+    def draw(self, portrait: Portrait, motion: np.ndarray, size: int) -> np.ndarray:
         """Frames (B, size, size, 3) uint8 for motion (B, 10, 6)."""
         frames = self.reenactor.render(portrait.state, torch.from_numpy(motion).to(self.device))
         if size != SIZE:
@@ -359,10 +377,10 @@ class Pipeline:
         for start in range(0, len(motion), BATCH):
             batch = motion[start : start + BATCH]
             if paste_back:
-                for frame in self._draw(portrait, batch, SIZE):
+                for frame in self.draw(portrait, batch, SIZE):
                     yield paste(portrait.picture, portrait.box, frame)
             else:
-                yield from self._draw(portrait, batch, size)
+                yield from self.draw(portrait, batch, size)
 
 
 # Checks

@@ -391,6 +391,44 @@ def resync(
     _done(output, done)
 
 
+@app.command(rich_help_panel=TALKING)
+def serve(
+    portrait: Annotated[
+        Path | None,
+        typer.Option(metavar="IMAGE", help="Who speaks for visitors without a picture.", show_default=False),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(metavar="NAME", help="Address to listen on; others than this machine need a token.")
+    ] = ("127.0.0.1"),
+    port: Annotated[int, typer.Option(metavar="N", min=1, max=65535)] = 8765,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="What visitors must know; made up for hosts that need one.", show_default=False
+        ),
+    ] = None,
+    sessions: Annotated[int, typer.Option(metavar="N", min=1, help="How many may speak at once.")] = 4,
+    model: ModelOption = "compact",
+    device: DeviceOption = "cpu",
+) -> None:
+    """Open a page on which a portrait talks while you speak into the microphone."""
+    _check_files([portrait], [])
+    for module in ("starlette", "uvicorn", "websockets"):
+        _require(module, "app")
+    from mssync.animate import load
+    from mssync.app.server import address, create_app, local
+    from mssync.app.server import serve as run
+
+    if token is None and not local(host):
+        import secrets
+
+        token = secrets.token_urlsafe(16)
+    with _status("loading"):
+        server = create_app(load(model, device, live=True), portrait, token=token, sessions=sessions)
+    typer.echo(f"open {address(host, port, token)} (Ctrl-C ends)")
+    run(server, host, port)
+
+
 # Files and training
 
 
@@ -735,6 +773,8 @@ def _print_table(table: Any, paper: str | None, outputs: list[Path] | None) -> N
     for path in outputs or []:
         write(table, path)
     typer.echo(markdown(table), nl=False)
+
+
 SyncersOption = Annotated[
     Path | None,
     typer.Option(
@@ -973,6 +1013,8 @@ def train_meter(
     from mssync.training.meter import train
 
     _done(train(settings, data, run, max_minutes), "the sync meter")
+
+
 StepsOption = Annotated[int, typer.Option(metavar="N", min=1, help="Training steps of every variant.")]
 StudyOutput = Annotated[
     Path,

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ COARSEST = 2 ** (LEVELS - 1)  # video frames that one vector of the coarsest aud
 REACH = 32
 CHUNK = 25 * COARSEST  # video frames of audio encoded at a time while streaming (8 s)
 ROTARY_BASE = 10000.0
+ROTARY_BLOCK = 1024  # positions whose rotations are computed at a time
 OUTPUT_GAIN = 0.1  # the first roll-outs should drift slowly: velocities start at a tenth of the usual scale
 
 
@@ -47,6 +49,20 @@ def rotary_table(positions: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
     angles = positions.double()[:, None] * frequencies
     sin = angles.sin().float()
     return angles.cos().float().repeat(1, 2), torch.cat([-sin, sin], dim=1)
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def _rotary_block(block: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    cos, sin = rotary_table(torch.arange(block * ROTARY_BLOCK, (block + 1) * ROTARY_BLOCK), head_dim)
+    return cos.to(device), sin.to(device)
+
+
+def rotary_at(position: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """`rotary_table` of one position, (1, head_dim) each, looked up: a frame should not wait for sines."""
+    block, row = divmod(position, ROTARY_BLOCK)
+    cos, sin = _rotary_block(block, head_dim, device)
+    return cos[row : row + 1], sin[row : row + 1]
 
 
 class AttentionLayer(nn.Module):
@@ -263,7 +279,7 @@ class Generator(nn.Module):
                 "generator.lookahead must be null, or 0 or more with warmup_frames=0 (they hear mirrored sound), "
                 f"got {config.lookahead} with {config.warmup_frames}"
             )
-        self.config = config
+        self.config, self.head_dim = config, config.width // config.heads
         motion_dim = config.keypoints * config.values
         position_size = motion_dim * (1 + config.relative_input)
         self.motion_norm = Standardize(motion_dim)
@@ -317,7 +333,9 @@ class Generator(nn.Module):
         times = torch.arange(past.shape[1])
         age = times[:, None] - times
         mask = (age >= 0) & (age < self.config.context)
-        hidden, _ = self._attend(inputs, times, self._empty_cache(), mask.to(x.device))
+        cos, sin = rotary_table(times, self.head_dim)
+        rotary = cos.to(x.device), sin.to(x.device)
+        hidden, _ = self._attend(inputs, rotary, self._empty_cache(), mask.to(x.device))
         states = torch.cat([inputs, hidden], dim=-1)[:, warmup:]
         vectors = self.audio_vectors(audio)[1:]
         velocity = self.branches(vectors.transpose(0, 1).flatten(1, 2), states.transpose(0, 1).flatten(0, 1))
@@ -357,21 +375,25 @@ class Generator(nn.Module):
 
     @torch.inference_mode()
     def stream(self, x0: Tensor, audio: Tensor) -> Iterator[Tensor]:
-        """The frames of `forward` for one sequence, one by one: x0 (D,), audio (4T, 26) -> T times (D,).
+        """The frames of `forward`, one by one: x0 (D,), audio (4T, 26) -> T times (D,).
 
+        Several sequences of one length, x0 (B, D) and audio (B, 4T, 26), give T times (B, D).
         Audio is encoded in chunks of `CHUNK` frames, so time and memory a frame do not grow with the length.
         Raises InputError: shapes that do not fit.
         """
-        self._check(x0[None], audio[None])
+        if x0.dim() == 1:
+            yield from (frame[0] for frame in self.stream(x0[None], audio[None]))
+            return
+        self._check(x0, audio)
         if self.config.lookahead is not None:
             listener = self.listen(x0)
-            for rows in audio.split(AUDIO_PER_VIDEO * CHUNK):
+            for rows in audio.split(AUDIO_PER_VIDEO * CHUNK, dim=1):
                 yield from listener.push(rows)
             yield from listener.flush()
             return
-        state = self.start(x0[None])
+        state = self.start(x0)
         yield x0
-        extended = self._extend(audio[None])
+        extended = self._extend(audio)
         warmup = self.config.warmup_frames
         length = extended.shape[1] // AUDIO_PER_VIDEO
         for begin in range(0, length, CHUNK):
@@ -381,10 +403,13 @@ class Generator(nn.Module):
             vectors = self.branches.audio_part(levels[:, :, begin - low : end - low])
             for vector in vectors[max(0, warmup + 1 - begin) :]:
                 frame, state = self.step(state, vector)
-                yield frame[0]
+                yield frame
 
     def listen(self, x0: Tensor) -> Listener:
-        """The frames of `stream` while audio is still arriving, from x0 (D,). Needs `lookahead`."""
+        """The frames of `stream` while audio is still arriving, from x0 (B, D).
+
+        Raises InputError where there is no `lookahead`.
+        """
         if self.config.lookahead is None:
             raise InputError(
                 "this generator hears all that is to come, so it cannot speak live; "
@@ -400,17 +425,20 @@ class Generator(nn.Module):
     def _advance(self, state: State) -> tuple[Tensor, State]:
         """Take the position into the cache -> features [x_t, h_t] (B, state_size) and the state after it."""
         inputs = self._inputs(state.position, state.origin)
-        hidden, cache = self._attend(inputs[:, None], torch.tensor([state.index]), state.cache, None)
+        rotary = rotary_at(state.index, self.head_dim, inputs.device)
+        hidden, cache = self._attend(inputs[:, None], rotary, state.cache, None)
         features = torch.cat([inputs, hidden[:, 0]], dim=-1)
         return features, replace(state, cache=cache, index=state.index + 1)
 
     def _attend(
-        self, inputs: Tensor, times: Tensor, cache: tuple[Tensor | None, ...], mask: Tensor | None
+        self,
+        inputs: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        cache: tuple[Tensor | None, ...],
+        mask: Tensor | None,
     ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-        """Temporal module: inputs (B, n, position_size) at times (n,) -> h (B, n, width), new cache."""
+        """Temporal module: inputs (B, n, position_size) with `rotary_table` of their n times -> h (B, n, width), cache."""
         x = self.embedding(inputs)
-        cos, sin = rotary_table(times, self.config.width // self.config.heads)
-        rotary = cos.to(x.device), sin.to(x.device)
         kept = []
         for layer, past in zip(self.layers, cache, strict=True):
             x, pairs = layer(x, rotary, past, mask)
@@ -442,36 +470,36 @@ class Generator(nn.Module):
 
 
 class Listener:
-    """A roll-out of one sequence while its audio arrives; every vector of every level is computed once.
+    """Roll-outs of B sequences while their audio arrives; every vector of every level is computed once.
 
     `Generator.listen` makes one. Memory and time a frame do not grow.
     """
 
     def __init__(self, generator: Generator, x0: Tensor) -> None:
-        self.generator, self.state, self.x0 = generator, generator.start(x0[None]), x0
+        self.generator, self.state, self.x0 = generator, generator.start(x0), x0
         encoder = generator.audio_encoder
         widths = [N_FILTERS] + [generator.config.audio_width] * (len(encoder.convolutions) - 1)
         # Rows that a stage still needs: at first the padding before the sequence.
-        self.inputs = [x0.new_zeros(1, KERNEL // 2, width) for width in widths]
+        self.inputs = [x0.new_zeros(len(x0), KERNEL // 2, width) for width in widths]
         # Vectors of each level that are still needed, and the index of the first of them.
-        self.vectors = [x0.new_zeros(1, 0, generator.config.audio_width) for _ in range(LEVELS)]
+        self.vectors = [x0.new_zeros(len(x0), 0, generator.config.audio_width) for _ in range(LEVELS)]
         self.first = [0] * LEVELS
         self.next = 0  # frame whose vectors are due, counted from the start of the lead
         self.received = -AUDIO_PER_VIDEO * generator.lead  # rows
-        self.push(generator.average_sound(1, generator.lead)[0])
+        self.push(generator.average_sound(len(x0), generator.lead))
 
     def push(self, rows: Tensor) -> list[Tensor]:
-        """Audio rows (n, 26), any number of them -> the frames (D,) that can be made now."""
-        self.received += len(rows)
+        """Audio rows (B, n, 26), any number of them -> the frames (B, D) that can be made now."""
+        self.received += rows.shape[1]
         return self._heard(rows)
 
     def flush(self) -> list[Tensor]:
         """The frames that have waited for what would have come; average sound takes its place."""
-        return self._heard(self.generator.average_sound(1, self.generator.follow)[0])
+        return self._heard(self.generator.average_sound(len(self.x0), self.generator.follow))
 
     @torch.inference_mode()
     def _heard(self, rows: Tensor) -> list[Tensor]:
-        self._encode(self.generator.audio_encoder.norm(rows)[None])
+        self._encode(self.generator.audio_encoder.norm(rows))
         ready = min(self.generator.lead + self.received // AUDIO_PER_VIDEO, *map(self._known, range(LEVELS)))
         levels = torch.stack([self._upsampled(i, ready) for i in range(LEVELS)])
         begin, self.next = self.next, ready
@@ -481,11 +509,11 @@ class Listener:
                 frames.append(self.x0)
             elif t > 0:
                 frame, self.state = self.generator.step(self.state, vector)
-                frames.append(frame[0])
+                frames.append(frame)
         return frames
 
     def _encode(self, x: Tensor) -> None:
-        """Rows (1, n, 26), standardised, through all stages as far as they go."""
+        """Rows (B, n, 26), standardised, through all stages as far as they go."""
         encoder = self.generator.audio_encoder
         for stage, kept in enumerate(self.inputs):
             x = torch.cat([kept, x], dim=1)
@@ -503,7 +531,7 @@ class Listener:
         return 2**level * last + 1 + self.generator.audio_encoder.delays[level]
 
     def _upsampled(self, level: int, stop: int) -> Tensor:
-        """Vectors (1, stop - next, width) of the frames due, as `AudioEncoder`; forgets what is not needed again."""
+        """Vectors (B, stop - next, width) of the frames due, as `AudioEncoder`; forgets what is not needed again."""
         factor, delay = 2**level, self.generator.audio_encoder.delays[level]
         times = torch.arange(self.next, stop).sub(delay).clamp_min(0)
         left = times // factor - self.first[level]

@@ -141,6 +141,27 @@ def control(
     return join(coordinates, affine[..., :2] @ (rest + expression * (jacobian - rest)))
 
 
+# Idle motion
+
+# (period in seconds, amplitude) of sways to the side, up and down (in coordinates), and of roll (in radians): a person
+# who listens. Periods that never meet, all at rest in frame 0.
+SWAYS = (((7.3, 0.006), (3.1, 0.002)), ((5.3, 0.005), (2.3, 0.0015)), ((8.9, 0.010), (4.1, 0.003)))
+
+
+def idle(reference: np.ndarray, motion: np.ndarray, start: int = 0) -> np.ndarray:
+    """A gentle sway of the head on top of a motion, so that a face in silence is no photograph.
+
+    reference: (10, 6) pose, around whose centre the head rolls; motion: (T, 10, 6), frame 0 of it being frame `start`.
+    Less than a pixel and a half of 256 and three quarters of a degree. Returns (T, 10, 6).
+    """
+    seconds = np.arange(start, start + len(motion)) / FPS
+    side, up, roll = (sum(a * np.sin(2 * np.pi * seconds / period) for period, a in sway) for sway in SWAYS)
+    turn = np.stack([np.cos(roll), -np.sin(roll), np.sin(roll), np.cos(roll)], -1).reshape(-1, 1, 2, 2)
+    centre = points(reference).mean(-2) + np.stack([side, up], -1)[:, None]
+    around = points(motion).astype(np.float64) - points(reference).mean(-2)
+    return join((turn @ around[..., None])[..., 0] + centre, turn @ jacobians(motion))
+
+
 # Transfer from one person to another
 
 

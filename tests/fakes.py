@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mssync.audio import SAMPLE_RATE
+from mssync.config import GeneratorConfig
 from mssync.data.clips import Entry
 from mssync.faces import CHIN, Face
 
@@ -82,6 +83,8 @@ class FakeReenactor:
 
 class FakeGenerator(nn.Module):
     """The first pose, each frame a little further to the right."""
+
+    config = GeneratorConfig()
 
     def stream(self, x0: torch.Tensor, audio: torch.Tensor):
         for t in range(len(audio) // 4):

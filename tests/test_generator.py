@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mssync import generator as module
 from mssync.config import GeneratorConfig, load_config
 from mssync.errors import InputError
-from mssync.generator import REACH, AudioEncoder, Branches, Generator, rotary_table
+from mssync.generator import REACH, AudioEncoder, Branches, Generator, rotary_at, rotary_table
 
 SMALL = GeneratorConfig(
     layers=2,
@@ -107,7 +107,7 @@ def test_temporal_module_is_windowed_causal_attention():
     expected = generator.out_norm(x + layer.feed_forward(x))
     state = (None,)
     for t in range(15):
-        hidden, state = generator._attend(inputs[:, t : t + 1], torch.tensor([t]), state, None)
+        hidden, state = generator._attend(inputs[:, t : t + 1], rotary_at(t, 16, torch.device("cpu")), state, None)
         torch.testing.assert_close(hidden[0, 0], expected[t], atol=1e-5, rtol=1e-5)
 
 
@@ -116,6 +116,7 @@ def test_rotary_angles_stay_exact_after_hours():
     angles = 1_000_000 * 10000.0 ** (-torch.arange(0, 8, 2).double() / 8)
     torch.testing.assert_close(cos[0, :4], angles.cos().float())
     torch.testing.assert_close(sin[0, 4:], angles.sin().float())
+    assert all(map(torch.equal, rotary_at(1_000_000, 8, torch.device("cpu")), (cos, sin)))
 
 
 def test_coarse_audio_levels_are_interpolated_linearly():
@@ -186,6 +187,9 @@ def test_streamed_length(frames, chunk):
 def test_a_batch_is_its_members():
     generator = make()
     x0, audio = example(12)
+    together = torch.stack(list(generator.stream(x0, audio)), 1)
+    alone = torch.stack([torch.stack(list(generator.stream(*one))) for one in zip(x0, audio, strict=True)])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(generator(x0, audio)[1:], generator(x0[1:], audio[1:]), atol=1e-5, rtol=1e-5)
 
 
