@@ -90,6 +90,11 @@ class Frames(Iterator[np.ndarray]):
     def __len__(self) -> int:
         return len(self.motion)
 
+    @property
+    def model(self) -> str:
+        """The name of the reenactor, which the video's metadata mention."""
+        return self._reenactor
+
     def __next__(self) -> np.ndarray:
         return next(self._frames)
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mssync.animate import Frames
+    from mssync.signing import Signer
 
 INTERRUPTED = 130  # the shell's exit code for Ctrl-C
 MAX_STRETCHES = 20  # rows of a table over time
@@ -60,7 +61,6 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 app = typer.Typer(
     cls=_Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -114,6 +114,14 @@ SaveMotionOption = Annotated[
     Path | None,
     typer.Option(metavar="FILE.npz", help="Also write the motion, for `mssync render`.", show_default=False),
 ]
+BadgeOption = Annotated[bool, typer.Option("--badge", help="Draw a small mark, AI, into the lower right corner.")]
+SignOption = Annotated[
+    Path | None,
+    typer.Option(metavar="CERT.pem", help="Sign the video (C2PA) with this certificate.", show_default=False),
+]
+KeyOption = Annotated[
+    Path | None, typer.Option(metavar="KEY.pem", help="The private key of --sign.", show_default=False)
+]
 ConfigOption = Annotated[
     str, typer.Option(metavar="NAME|PATH", help="compact, live, paper, or a YAML file of that form.")
 ]
@@ -164,9 +172,13 @@ def animate(
     model: ModelOption = "compact",
     device: DeviceOption = "cpu",
     save_motion: SaveMotionOption = None,
+    badge: BadgeOption = False,
+    sign: SignOption = None,
+    key: KeyOption = None,
 ) -> None:
     """Make a portrait speak: a picture and a recording in, a talking video out."""
     _check_files([image, audio], [(output, ".mp4"), (save_motion, ".npz")])
+    signer = _signer(sign, key)
     from mssync.animate import check_options, load
 
     check_options(head_motion=head_motion, expression=expression, smooth=smooth, seed=seed, size=size)
@@ -182,7 +194,7 @@ def animate(
             size=size,
             paste_back=paste_back,
         )
-    _write(output, frames, save_motion)
+    _write(output, frames, save_motion, badge, signer)
 
 
 @app.command(rich_help_panel=TALKING)
@@ -202,9 +214,13 @@ def reenact(
     model: ModelOption = "compact",
     device: DeviceOption = "cpu",
     save_motion: SaveMotionOption = None,
+    badge: BadgeOption = False,
+    sign: SignOption = None,
+    key: KeyOption = None,
 ) -> None:
     """Move a portrait like the face in a video; the video's sound comes along."""
     _check_files([image, video], [(output, ".mp4"), (save_motion, ".npz")])
+    signer = _signer(sign, key)
     from mssync.animate import check_options, load
 
     check_options(size=size)
@@ -218,7 +234,7 @@ def reenact(
             size=size,
             paste_back=paste_back,
         )
-    _write(output, frames, save_motion)
+    _write(output, frames, save_motion, badge, signer)
 
 
 @app.command(rich_help_panel=TALKING)
@@ -257,16 +273,20 @@ def render(
     paste_back: PasteOption = False,
     model: ModelOption = "compact",
     device: DeviceOption = "cpu",
+    badge: BadgeOption = False,
+    sign: SignOption = None,
+    key: KeyOption = None,
 ) -> None:
     """Draw a portrait under the motion of a file, as it is."""
     _check_files([image, motion, audio], [(output, ".mp4")])
+    signer = _signer(sign, key)
     from mssync.animate import check_options, load
     from mssync.audio import load_audio
 
     check_options(size=size)
     frames = load(model, device).render(image, motion, size=size, paste_back=paste_back)
     frames.audio = None if audio is None else load_audio(audio)
-    _write(output, frames)
+    _write(output, frames, badge=badge, signer=signer)
 
 
 @app.command(rich_help_panel=TALKING)
@@ -1104,14 +1124,34 @@ def _require(module: str, extra: str) -> None:
         raise InputError(f'this needs more packages; install them with: pip install "mssync[{extra}]"')
 
 
-def _write(output: Path, frames: Frames, save_motion: Path | None = None) -> None:
+def _signer(certificate: Path | None, key: Path | None) -> Signer | None:
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise InputError("--sign and --key go together: a certificate and its private key")
+    from mssync.signing import Signer
+
+    return Signer(certificate, key)
+
+
+def _write(
+    output: Path,
+    frames: Frames,
+    save_motion: Path | None = None,
+    badge: bool = False,
+    signer: Signer | None = None,
+) -> None:
     """Write the video, then the motion where it is asked for: a run that fails leaves neither."""
+    from mssync.provenance import badged
     from mssync.video import FPS, write_video
 
+    pictures = badged(frames) if badge else frames
     with ExitStack() as both:
         if save_motion is not None:
             frames.save_motion(both.enter_context(written_whole(save_motion, ".npz")))
-        count = write_video(output, _progress(frames, "drawing", len(frames)), frames.audio)
+        count = write_video(
+            output, _progress(pictures, "drawing", len(frames)), frames.audio, model=frames.model, signer=signer
+        )
     _done(output, f"{count / FPS:.2f} s, {count} frames")
 
 
@@ -1164,8 +1204,18 @@ def _about_media(path: Path) -> dict[str, Any]:
         rows["sound"] = f"{media.sample_rate} Hz, {channels}"
     elif media.kind == "video":
         rows["sound"] = "none"
+    if media.provenance is not None:
+        rows["generated"] = media.provenance.words()
+        rows["source type"] = media.provenance.source_type or "not told"
+        rows["marked in"] = ", ".join(media.provenance.marks)
+    elif media.kind == "video":
+        rows["generated"] = "not marked as made by MS-Sync"
     if media.kind == "video":
-        rows["generated"] = "by MS-Sync" if media.generated else "not marked as made by MS-Sync"
+        from mssync.signing import read_signature
+
+        signature = read_signature(path)
+        if signature is not None:
+            rows["signed (C2PA)"] = signature if isinstance(signature, str) else signature.words()
     return rows
 
 

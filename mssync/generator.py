@@ -220,15 +220,20 @@ class Branches(nn.Module):
 
     def forward(self, audio_part: Tensor, state: Tensor) -> Tensor:
         """Audio share (branches, n, hidden) and state (n, state_size) -> velocity (n, keypoints · values)."""
+        velocity, mask = self.votes(audio_part, state)
+        masked = mask * velocity
+        if self.final is None:
+            return masked.sum(0).flatten(1)
+        return self.final(masked.transpose(0, 1).flatten(1))
+
+    def votes(self, audio_part: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """What eq. 10 merges: velocities (branches, n, keypoints, values), masks (branches, n, keypoints, 1)."""
         count = len(self.first_bias)
         x = F.gelu(torch.baddbmm(audio_part, state.expand(count, -1, -1), self.state_weight))
         x = F.gelu(torch.baddbmm(self.hidden_bias, x, self.hidden_weight))
         x = torch.baddbmm(self.out_bias, x, self.out_weight).unflatten(-1, (self.keypoints, -1))
-        velocity, logit = x[..., : self.values], x[..., self.values :]
-        masked = (logit if self.soft_masks else torch.zeros_like(logit)).softmax(dim=0) * velocity
-        if self.final is None:
-            return masked.sum(0).flatten(1)
-        return self.final(masked.transpose(0, 1).flatten(1))
+        masks = x[..., self.values :] if self.soft_masks else torch.zeros_like(x[..., self.values :])
+        return x[..., : self.values], masks.softmax(dim=0)
 
 
 def _uniform(shape: tuple[int, ...], fan_in: int, gain: float = 1.0) -> nn.Parameter:

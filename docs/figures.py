@@ -1,0 +1,157 @@
+"""Draw the figures of the documentation from the shipped models and the demo speech: python docs/figures.py
+
+Nobody is shown but the public-domain portrait of scikit-image, and nothing is read but what the package ships.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from matplotlib import pyplot as plt
+from skimage.data import astronaut
+
+import mssync
+from mssync.animate import Pipeline
+from mssync.audio import SAMPLE_RATE, features, load_audio
+from mssync.cli import DEMO_SPEECH
+from mssync.faces import crop
+from mssync.motion import KEYPOINTS, VALUES
+from mssync.pyramid import LEVELS, pyramid
+from mssync.reenact import SIZE
+from mssync.reenact.mesh import ANCHORS
+from mssync.syncer import audio_windows, motion_windows
+from mssync.video import FPS
+from mssync.weights import load_model
+
+FOLDER = Path(__file__).parent / "images"
+COLOURS = ("#1b6ca8", "#3c9d5d", "#d98a1f", "#a83250")  # levels 1 to 4
+NAMES = [*ANCHORS, "learned"]  # of the ten keypoints
+LOWER_LIP = NAMES.index("lower lip")
+SHIFTS = range(-10, 11)  # frames of a level
+WINDOW_MS = [200 * 2**level for level in range(LEVELS)]
+
+
+def main() -> None:
+    """Write every figure to docs/images."""
+    FOLDER.mkdir(exist_ok=True)
+    mpl.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "savefig.dpi": 110})
+    torch.manual_seed(0)
+    talker = mssync.load()
+    waveform = load_audio(DEMO_SPEECH)
+    motion, masks = speak(talker, waveform)
+    audio = features(torch.from_numpy(waveform), n_video_frames=len(motion))
+    draw_pyramid(motion, audio)
+    draw_syncers(motion, audio)
+    draw_masks(talker, masks, waveform)
+
+
+@torch.inference_mode()
+def speak(talker: Pipeline, waveform: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+    """Motion (T, 60) for the demo, and the masks (branches, T - 1, keypoints) that merged its velocities."""
+    branches = talker.generator.branches
+    merged = []
+    hook = branches.register_forward_pre_hook(lambda _, given: merged.append(branches.votes(*given)[1][:, 0, :, 0]))
+    motion = talker.animate(astronaut(), waveform).motion
+    hook.remove()
+    return torch.from_numpy(motion).flatten(1), torch.stack(merged, dim=1).numpy()
+
+
+# Eq. 5
+
+
+def draw_pyramid(motion: torch.Tensor, audio: torch.Tensor) -> None:
+    """Speech and one keypoint's height at the four levels of the pyramid."""
+    figure, axes = plt.subplots(LEVELS, 2, figsize=(9, 6.2), sharex=True, constrained_layout=True)
+    height = VALUES * LOWER_LIP + 1
+    sounds, moves = pyramid(audio[None]), pyramid(motion[None])
+    seconds = len(motion) / FPS
+    for level, (row, sound, move, colour) in enumerate(zip(axes, sounds, moves, COLOURS, strict=True)):
+        row[0].imshow(
+            sound[0].T, origin="lower", aspect="auto", cmap="magma", extent=(0, seconds, 0, 26), interpolation="nearest"
+        )
+        times = np.arange(move.shape[1]) * 2**level / FPS
+        row[1].plot(times, move[0, :, height], ".-", color=colour, ms=4, lw=1)
+        row[1].invert_yaxis()  # coordinates point down
+        row[0].set_ylabel(f"level {level + 1}\n{FPS / 2**level:g} Hz", rotation=0, ha="right", va="center")
+        row[0].set_yticks([])
+    axes[0, 0].set_title("speech: 26 mel bands")
+    axes[0, 1].set_title("motion: height of the lower lip")
+    for axis in axes[-1]:
+        axis.set_xlabel("seconds")
+    _save(figure, "pyramid.png")
+
+
+# Eq. 3
+
+
+@torch.inference_mode()
+def draw_syncers(motion: torch.Tensor, audio: torch.Tensor) -> None:
+    """Mean score of each level's syncer while the speech is shifted against the motion."""
+    figure, axes = plt.subplots(1, LEVELS, figsize=(10, 2.9), sharey=True, constrained_layout=True)
+    for level, axis in enumerate(axes):
+        syncer = load_model(f"syncer{level + 1}")[0]
+        sound = syncer.embed_audio(audio_windows(pyramid(audio[None])[level]))[0]
+        for move, style, label in ((motion, "-", "as generated"), (motion.flip(0), ":", "played backwards")):
+            moves = syncer.embed_motion(motion_windows(pyramid(move[None])[level]))[0]
+            scores = [shifted_score(sound, moves, shift) for shift in SHIFTS]
+            axis.plot(np.array(SHIFTS) * 40 * 2**level / 1000, scores, style, color=COLOURS[level], label=label)
+        axis.axvline(0, color="0.8", lw=1, zorder=0)
+        axis.set_title(f"level {level + 1}: {WINDOW_MS[level]} ms")
+        axis.set_xlabel("speech late by, s")
+    axes[0].set_ylabel("mean score")
+    axes[-1].legend(frameon=False, loc="lower center")
+    _save(figure, "syncers.png")
+
+
+def shifted_score(sound: torch.Tensor, moves: torch.Tensor, shift: int) -> float:
+    """Mean cosine of sound window n and motion window n + shift over all n for which there are both."""
+    count = min(len(sound), len(moves))
+    first, last = max(0, -shift), min(count, count - shift)
+    return float((sound[first:last] * moves[first + shift : last + shift]).sum(-1).mean())
+
+
+# Eq. 10
+
+
+def draw_masks(talker: Pipeline, masks: np.ndarray, waveform: np.ndarray) -> None:
+    """Which branch moves which keypoint: on the face, on average; and over time."""
+    portrait = talker.portrait(astronaut())
+    picture = crop(portrait.picture, portrait.box, SIZE)
+    places = (portrait.pose[:, :2] + 1) / 2 * SIZE
+    count = len(masks)
+    figure, axes = plt.subplots(2, count, figsize=(2.5 * count, 5.2), constrained_layout=True, height_ratios=(1.15, 1))
+    mean = masks.mean(1)
+    equal = 1 / count  # what every branch would have if none mattered more
+    mean_scale, scale = (_scale(np.abs(values - equal).max(), equal) for values in (mean, masks))
+    for branch in range(count):
+        face, time = axes[:, branch]
+        face.imshow(picture, alpha=0.5)
+        dots = face.scatter(*places.T, c=mean[branch], s=90, edgecolors="0.3", linewidths=0.5, **mean_scale)
+        face.set_title(f"branch {branch + 1}" + (f": {WINDOW_MS[branch]} ms" if branch < LEVELS else ": no audio"))
+        face.axis("off")
+        shown = time.imshow(masks[branch].T, aspect="auto", interpolation="nearest", **scale)
+        shown.set_extent((0, len(waveform) / SAMPLE_RATE, KEYPOINTS - 0.5, -0.5))
+        time.set_yticks(range(KEYPOINTS), NAMES if branch == 0 else [""] * KEYPOINTS, fontsize=8)
+        time.set_xlabel("seconds")
+    figure.colorbar(dots, ax=axes[0].tolist(), label="mean weight", shrink=0.8)
+    figure.colorbar(shown, ax=axes[1].tolist(), label="weight", shrink=0.9)
+    _save(figure, "masks.png")
+
+
+def _scale(reach: float, centre: float) -> dict[str, Any]:
+    """Colours from blue over white, at the centre, to red."""
+    return {"cmap": "RdBu_r", "vmin": centre - reach, "vmax": centre + reach}
+
+
+def _save(figure: plt.Figure, name: str) -> None:
+    figure.savefig(FOLDER / name, facecolor="white", metadata={"Software": None})
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    mpl.use("Agg")
+    main()
