@@ -735,6 +735,74 @@ def _print_table(table: Any, paper: str | None, outputs: list[Path] | None) -> N
     typer.echo(markdown(table), nl=False)
 
 
+@eval_app.command("meter")
+def eval_meter(
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder that `mssync preprocess` made.", show_default=False)
+    ] = None,
+    split: SplitOption = "val",
+    videos: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="VIDEO|DIR", help="Videos to encode again under other frame rates, shift and mend."),
+    ] = None,
+    meter: Annotated[str, typer.Option(metavar="NAME|PATH", help="The meter's model file.")] = "meter",
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE.csv", help="One row a trial.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE.json", help="What the tables show, for machines.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Measured offsets by shift (needs --data).")
+    ] = None,
+) -> None:
+    """Shift the sound of clips by -8 to 8 frames and count how often the sync meter finds out."""
+    _check_files([], [(output, ".csv"), (json_file, ".json"), (plot, ".png")])
+    if not data and not videos:
+        raise InputError("give clips with --data, videos with --videos, or both")
+    if plot is not None:
+        _require("matplotlib", "eval")
+    from dataclasses import asdict
+
+    from mssync.data.clips import read_clips
+    from mssync.meter import SyncMeter
+    from mssync.metrics import sync
+    from mssync.score import find_videos
+
+    loaded, trials, tables = SyncMeter.load(meter), [], {}
+    if data:
+        trials = list(sync.recover(loaded, read_clips(data, split)))
+        tables[f"{split}: sound shifted by -8 to 8 frames"] = sync.summary(trials)
+    if plot is not None and trials:
+        with written_whole(plot, ".png") as temporary:
+            sync.plot_confusion(trials, temporary)
+    if videos:
+        pairs = list(sync.recover_files(loaded, find_videos(videos)))
+        tables["videos, encoded again and shifted"] = sync.summary([trial for trial, _ in pairs])
+        tables["videos, mended"] = {"all": sync.mending(pairs)}
+        trials += [trial for pair in pairs for trial in pair if trial]
+    if output is not None:
+        _write_csv(output, [asdict(trial) for trial in trials])
+    if json_file is not None:
+        _write_json(
+            json_file, {t: {g: {n: asdict(e) for n, e in f.items()} for g, f in tables[t].items()} for t in tables}
+        )
+    for title, groups in tables.items():
+        _print_estimates(title, groups)
+
+
+def _print_estimates(title: str, groups: dict[str, dict[str, Any]]) -> None:
+    """A table of figures (columns) by group (rows), with 95 % intervals over clips."""
+    from rich.console import Console
+    from rich.table import Table
+
+    names = list(dict.fromkeys(name for figures in groups.values() for name in figures))
+    table = Table("", "clips", *names, title=f"{title}; 95 % intervals over clips", title_justify="left")
+    for group, figures in groups.items():
+        cells = [figures.get(name) for name in names]
+        shown = ["" if e is None else f"{e.value:.2f} ({e.low:.2f} to {e.high:.2f})" for e in cells]
+        table.add_row(group, str(max(e.clips for e in figures.values())), *shown)
+    Console().print(table)
+
+
 def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     import csv
 
