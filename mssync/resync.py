@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
 SOUND = {".mp4": "aac", ".mov": "aac", ".mkv": "libopus", ".webm": "libopus"}  # where the sound cannot be copied
-OPUS_RATE = 48000  # the only one that libopus takes of those in common use
+PLAYED = {".mp4": {"aac", "mp3", "ac3", "eac3", "opus", "alac"}}  # an MP4 holds more than most players play
+RATE = 48000  # Hz, of sound that is encoded: the only common one that libopus takes
 
 
 def resync(path: PathLike, output: PathLike, meter: SyncMeter, max_offset: int = MAX_OFFSET) -> str:
@@ -92,11 +94,13 @@ def _tracks(
     tracks = {}
     for stream in source.streams:
         name = stream.codec_context.codec.canonical_name if stream.codec_context else ""
-        if name in target.supported_codecs:
+        played = stream.type != "audio" or name in PLAYED.get(suffix, {name})
+        if played and name in target.supported_codecs:
             with suppress(ValueError, av.FFmpegError):  # subtitles of some kinds, data
                 tracks[stream.index] = _Track(target.add_stream_from_template(stream))
         if stream.index not in tracks and stream.type == "audio":
-            encoder = target.add_stream(SOUND[suffix], rate=OPUS_RATE, layout=stream.codec_context.layout.name)
+            layout = "mono" if stream.codec_context.layout.nb_channels == 1 else "stereo"
+            encoder = target.add_stream(SOUND[suffix], rate=RATE, layout=layout)
             tracks[stream.index] = _Track(encoder, encoder)
         if stream.index in tracks:
             tracks[stream.index].stream.metadata.update(stream.metadata)
@@ -109,7 +113,7 @@ def _write(
     source: InputContainer, target: OutputContainer, tracks: dict[int, _Track], shift: Fraction, picture: Stream
 ) -> None:
     begin = _seconds(picture.start_time or 0, picture)
-    for packet in source.demux(*(source.streams[index] for index in tracks)):
+    for packet in _timed(source.demux(*(source.streams[index] for index in tracks))):
         track = tracks[packet.stream.index]
         if track.encoder:
             for frame in packet.decode():
@@ -117,7 +121,7 @@ def _write(
                 if end > begin:
                     frame.pts += round(shift / frame.time_base)
                     target.mux(track.encoder.encode(frame))
-        elif packet.dts is not None:
+        elif packet.pts is not None:
             if packet.stream.type == "audio":
                 # One more packet than is heard: a decoder needs what came before.
                 if _seconds(packet.pts + 2 * packet.duration, packet) + shift <= begin:
@@ -129,6 +133,25 @@ def _write(
     for track in tracks.values():
         if track.encoder:
             target.mux(track.encoder.encode(None))
+
+
+def _timed(packets: Iterator[Packet]) -> Iterator[Packet]:
+    """Packets with a decoding time each: Matroska leaves out those before the first picture is shown. The empty
+    packets at the end, which flush decoders, are kept for sound alone."""
+    waiting: dict[int, list[Packet]] = {}
+    for packet in packets:
+        early = waiting.setdefault(packet.stream.index, [])
+        if packet.pts is None:
+            if packet.stream.type == "audio":
+                yield packet
+        elif packet.dts is None:
+            early.append(packet)
+        else:
+            for back, held in enumerate(reversed(early), start=1):
+                held.dts = min(packet.dts - back * (held.duration or 1), held.pts)
+            yield from early
+            early.clear()
+            yield packet
 
 
 def _seconds(time: int, clock: Stream | Packet) -> Fraction:

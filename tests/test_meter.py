@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from mssync import meter as m
@@ -198,7 +199,7 @@ def test_model_file(tmp_path):
     lips, head = loaded.lips(marks, sound), loaded.head(marks, sound)
     assert [(s.level, s.milliseconds) for s in lips] == [(1, 200), (2, 400), (3, 800), (4, 1600)]
     assert [s.level for s in head] == [1, 2, 3]
-    with pytest.raises(InputError, match="'meter' is needed|meter is needed"):
+    with pytest.raises(InputError, match="meter is needed"):
         m.SyncMeter.load("generator")
 
 
@@ -342,7 +343,8 @@ def test_training_stops_and_goes_on_exactly(prepared, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="2 of 3 steps of lips; start again"):
         training.train(config, prepared, tmp_path / "parts")
     parts = training.train(config, prepared, tmp_path / "parts")
-    assert whole.read_bytes() == parts.read_bytes()
+    one, two = load_file(whole), load_file(parts)
+    assert all(torch.equal(one[name], two[name]) for name in one | two)
 
 
 def test_measured_offsets_come_from_the_other_half(tmp_path):
