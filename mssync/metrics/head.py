@@ -15,7 +15,7 @@ from mssync.video import FPS
 
 ANGLES = 3  # yaw, pitch and roll come first in a pose
 POSE = 5  # then the place, across and down
-SMOOTHING = 2.0  # frames: the mesh trembles by 0.1 to 0.3 degrees, which as a speed would outweigh the motion
+SMOOTHING = 2.0  # frames: the mesh trembles by 0.2 to 0.5 degrees, which as a speed would outweigh the motion
 RANGE = (5, 95)  # percentiles
 STILL = 1e-6  # degrees²: less power than that is rounding
 MIN_FRAMES = 25  # below which a clip has no spectrum to speak of

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -46,6 +46,7 @@ EMBEDDED_EVERY = 25  # frames, for identity
 PERMUTATIONS = 9999
 MIN_POSE = 25  # frames with a face, below which a clip tells nothing of head motion
 
+T = TypeVar("T")
 Figures = dict[str, float]  # of one take, by the names of tables.COLUMNS
 
 
@@ -120,6 +121,16 @@ def matched(systems: Mapping[str, Path], reference: Path | None) -> tuple[dict[s
     return found, real
 
 
+def _followed(items: Mapping[str, T], label: str) -> Iterator[tuple[str, T]]:
+    """Items with a progress bar on stderr, where somebody watches: the table goes to stdout."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    shown = {"console": console, "disable": not console.is_terminal, "transient": True}
+    return iter(track(items.items(), label, total=len(items), **shown))  # type: ignore[arg-type]
+
+
 def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
@@ -130,10 +141,8 @@ def read_takes(videos: Mapping[str, Path], frames: int, label: str, whole: bool 
     whole: leave out shorter videos, instead of taking all of them; every: take also what follows, `frames` by
     `frames`. Warns of videos that cannot be scored. Raises InputError where none can.
     """
-    from rich.progress import track
-
     takes: Takes = {}
-    for clip, path in track(videos.items(), f"watching {label}", total=len(videos), transient=True):
+    for clip, path in _followed(videos, f"watching {label}"):
         try:
             seen = watch(path)
         except InputError as error:
@@ -204,9 +213,10 @@ def sync_table(
     truth, made = _read_all(videos, real, SYNC_FRAMES)
     rows = [(GROUND_TRUTH, truth), (RANDOM, with_other_sound(truth)), (STILL, held_still(truth)), *made]
 
-    def score(clip: str, number: int, take: Take) -> Figures:
+    def score(row: str, clip: str, number: int, take: Take) -> Figures:
         figures = _by_syncnet(syncnet, take) if syncnet else _by_meter(meter, take)
-        return figures | _mouth_distance(take, truth[clip][number] if clip in truth else None)
+        compared = clip in truth and row != RANDOM  # which has the real pictures
+        return figures | (_mouth_distance(take, truth[clip][number]) if compared else {})
 
     scored = _scored(rows, score)
     table = Table("Table 1: audio-visual synchrony in the picture", _rows(scored, videos))
@@ -228,7 +238,7 @@ def head_table(systems: Mapping[str, Path], reference: Path | None, meter: SyncM
     truth, made = _read_all(videos, real, HEAD_FRAMES, whole=True, every=every)
     rows = [(RANDOM, with_other_sound(truth)), (GROUND_TRUTH, truth), *made]
 
-    def score(clip: str, number: int, take: Take) -> Figures:
+    def score(row: str, clip: str, number: int, take: Take) -> Figures:
         levels = meter.compare(take.landmarks, take.waveform, take.found, parts=("head",)).head
         return {f"head_{level.level}": float(abs(level.offset)) for level in levels if level.level <= HEAD_LEVELS}
 
@@ -269,9 +279,9 @@ def picture_table(
     frechet = {name: frechet_metric(network) for name, network in features.items()}
     first: dict[str, np.ndarray] = {}  # embeddings of the real faces
 
-    def score(clip: str, number: int, take: Take) -> Figures:
+    def score(row: str, clip: str, number: int, take: Take) -> Figures:
         shown = _pictures(take)
-        own = take is truth[clip][0]
+        own = row == GROUND_TRUTH
         for metric in frechet.values():
             add_pictures(metric, shown, real=own)
         figures: Figures = {}
@@ -343,11 +353,9 @@ def _by_meter(meter: SyncMeter | None, take: Take) -> Figures:
     return {"lips_off": float(abs(found.offset)), "lips_conf": found.confidence}
 
 
-def _mouth_distance(take: Take, real: Take | None) -> Figures:
+def _mouth_distance(take: Take, real: Take) -> Figures:
     from mssync.metrics.lmd import mouth_distances, unit_in_pixels
 
-    if real is None:
-        return {}
     count = min(len(take), len(real))
     both = take.found[:count] & real.found[:count]
     if not both.any():
@@ -390,19 +398,17 @@ def _likeness(shown: np.ndarray, wanted: np.ndarray) -> Figures:
 Scored = dict[str, list[tuple[str, Figures]]]  # by row: clip and figures of each take
 
 
-def _scored(rows: list[tuple[str, Takes]], score: Callable[[str, int, Take], Figures]) -> Scored:
+def _scored(rows: list[tuple[str, Takes]], score: Callable[[str, str, int, Take], Figures]) -> Scored:
     """Figures of every take of every row that has takes; warns of takes that cannot be scored."""
-    from rich.progress import track
-
     found: Scored = {}
     for name, takes in rows:
         if not takes:
             continue
         found[name] = []
-        for clip, own in track(takes.items(), f"scoring {name}", total=len(takes), transient=True):
+        for clip, own in _followed(takes, f"scoring {name}"):
             for number, take in enumerate(own):
                 try:
-                    found[name].append((clip, score(clip, number, take)))
+                    found[name].append((clip, score(name, clip, number, take)))
                 except InputError as error:
                     warnings.warn(f"{name}, {clip}: {error}", stacklevel=2)
     return found
