@@ -179,11 +179,12 @@ def _step(fabric: Any, parts: _Parts, batch: list[Tensor], config: Config) -> di
 
     frame_loss = discriminator_loss(parts.frame(motion[:, 1:]), parts.frame(generated[:, 1:].detach()))
     sequence_loss = discriminator_loss(parts.sequence(motion), parts.sequence(generated.detach()))
+    parts.discriminator_optimizer.zero_grad(set_to_none=True)
     fabric.backward(frame_loss + sequence_loss)
     parts.discriminator_optimizer.step()
 
     synchrony, levels = parts.synchrony(generated, audio)
-    adversarial = generator_loss(parts.frame(generated[:, 1:])) + generator_loss(parts.sequence(generated))
+    adversarial = _judged(parts, generated)
     reconstruction = reconstruction_loss(motion, generated)
     loss = settings.lambda_av * synchrony + settings.lambda_adv * adversarial + settings.lambda_rec * reconstruction
     parts.generator_optimizer.zero_grad(set_to_none=True)
@@ -191,10 +192,20 @@ def _step(fabric: Any, parts: _Parts, batch: list[Tensor], config: Config) -> di
     if settings.max_gradient is not None:
         torch.nn.utils.clip_grad_norm_(parts.generator.parameters(), settings.max_gradient)
     parts.generator_optimizer.step()
-    parts.discriminator_optimizer.zero_grad(set_to_none=True)  # also what the generator's loss left there
     values = {"rec": reconstruction, "adv": adversarial, "d_frame": frame_loss, "d_seq": sequence_loss}
     values |= {f"sync{i + 1}": -level for i, level in enumerate(levels)}
     return {name: float(value.detach()) for name, value in values.items()}
+
+
+def _judged(parts: _Parts, generated: Tensor) -> Tensor:
+    """The generator's loss under both discriminators; what they would learn from it is not computed."""
+    judges = [_bare(parts.frame), _bare(parts.sequence)]
+    for judge in judges:
+        judge.requires_grad_(False)
+    loss = generator_loss(judges[0](generated[:, 1:])) + generator_loss(judges[1](generated))
+    for judge in judges:
+        judge.requires_grad_(True)
+    return loss
 
 
 @torch.no_grad()
