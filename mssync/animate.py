@@ -156,7 +156,10 @@ def load(model: PathLike = "compact", device: str = "cpu", live: bool = False) -
 
 
 def model_files(model: PathLike, live: bool = False) -> tuple[Path, Path | None]:
-    """The files of a model's reenactor and of its generator, or live one (None: it has none). Raises InputError as `load`."""
+    """The files of a model's reenactor and of its generator, or live one (None: it has none).
+
+    Raises InputError as `load`.
+    """
     path = MODELS.get(str(model), Path(model))
     if path.is_file():
         return path, None
@@ -216,8 +219,8 @@ class Pipeline:
         """The generator, where it can speak live. Raises InputError where there is none, or another one."""
         if self.generator is None or not self.live:
             raise InputError(
-                f"no {LIVE_FILE} is loaded, so nothing can speak live: use `load(model, live=True)`, and where the model "
-                "has none, train it: mssync train generator --config live"
+                f"no {LIVE_FILE} is loaded, so nothing can speak live: use `load(model, live=True)`, "
+                "and where the model has none, train it: mssync train generator --config live"
             )
         return self.generator
 

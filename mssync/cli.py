@@ -113,7 +113,9 @@ SaveMotionOption = Annotated[
     Path | None,
     typer.Option(metavar="FILE.npz", help="Also write the motion, for `mssync render`.", show_default=False),
 ]
-ConfigOption = Annotated[str, typer.Option(metavar="NAME|PATH", help="compact, live, paper, or a YAML file of that form.")]
+ConfigOption = Annotated[
+    str, typer.Option(metavar="NAME|PATH", help="compact, live, paper, or a YAML file of that form.")
+]
 DataArgument = Annotated[
     Path,
     typer.Argument(metavar="DIR", help="Folder that `mssync preprocess` made.", show_default=False),
@@ -287,15 +289,18 @@ def demo(
 @app.command(rich_help_panel=TALKING)
 def serve(
     portrait: Annotated[
-        Path | None, typer.Option(metavar="IMAGE", help="Who speaks for visitors without a picture.", show_default=False)
+        Path | None,
+        typer.Option(metavar="IMAGE", help="Who speaks for visitors without a picture.", show_default=False),
     ] = None,
-    host: Annotated[str, typer.Option(metavar="NAME", help="Address to listen on; others than this machine need a token.")] = (
-        "127.0.0.1"
-    ),
+    host: Annotated[
+        str, typer.Option(metavar="NAME", help="Address to listen on; others than this machine need a token.")
+    ] = ("127.0.0.1"),
     port: Annotated[int, typer.Option(metavar="N", min=1, max=65535)] = 8765,
     token: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", help="What visitors must know; made up for hosts that need one.", show_default=False),
+        typer.Option(
+            metavar="TEXT", help="What visitors must know; made up for hosts that need one.", show_default=False
+        ),
     ] = None,
     sessions: Annotated[int, typer.Option(metavar="N", min=1, help="How many may speak at once.")] = 4,
     model: ModelOption = "compact",
@@ -458,7 +463,9 @@ def extract(
 def bench(
     sections: Annotated[
         list[str] | None,
-        typer.Argument(metavar="SECTION", help="startup, animation, drawing, generation, training, live, limits; or all."),
+        typer.Argument(
+            metavar="SECTION", help="startup, animation, drawing, generation, training, live, limits; or all."
+        ),
     ] = None,
     image: Annotated[
         Path | None, typer.Option(metavar="IMAGE", help="A portrait; the demo's unless given.", show_default=False)
@@ -475,7 +482,7 @@ def bench(
         Path | None, typer.Option(metavar="FILE.md", help="The table, for people.", show_default=False)
     ] = None,
 ) -> None:
-    """Measure how fast everything is on this machine. Close what else runs: ratios bear a busy machine, rates do not."""
+    """Measure how fast everything is on this machine. Close what else runs: only ratios bear a busy machine."""
     _check_files([image], [(json_file, ".json"), (markdown, ".md")])
     from mssync.audio import load_audio
     from mssync.bench import Bench, as_json, as_markdown, run

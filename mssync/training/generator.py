@@ -139,7 +139,7 @@ def _begin_from(generator: Generator, start: str) -> None:
 
 
 def hearing(batch: list[Tensor], lead: int, follow: int) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-    """What a generator hears of a batch of `SequenceBatches`: audio (B, 4T, 26), and what is around it if it is live."""
+    """What a generator hears of a batch of `SequenceBatches`: audio (B, 4T, 26), and around it where it is live."""
     if len(batch) < 5:
         return batch[1], None
     sizes = [AUDIO_PER_VIDEO * lead, batch[1].shape[1], AUDIO_PER_VIDEO * follow]
