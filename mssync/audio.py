@@ -249,7 +249,7 @@ class FeatureStream:
             self._mean += adapt * (mean - self._mean)
             self._peak = max(forget * self._peak, high - self._mean, self._mean - low, LEAST_PEAK)
             levels.append((self._mean, self._peak))
-        return tuple(np.array(levels).T[..., None])  # type: ignore[return-value]
+        return tuple(np.array(levels).T[..., None])
 
 
 def live_features(waveform: Tensor | NDArray[np.float32], kind: str, n_video_frames: int) -> Tensor:

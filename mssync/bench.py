@@ -581,7 +581,7 @@ def _on_this_device() -> Iterator[None]:
         yield
         return
     before = torch.Tensor.cuda
-    torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign, assignment]
+    torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign]
     try:
         yield
     finally:

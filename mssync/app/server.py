@@ -201,6 +201,8 @@ class _Live:
         while not sending.done():
             receiving = asyncio.create_task(_receive(socket))
             await asyncio.wait({receiving, sending}, return_when=asyncio.FIRST_COMPLETED)
+            if receiving.done() and isinstance(receiving.exception(), TimeoutError) and speaker.busy():
+                continue  # it is the engine that is late
             if not receiving.done():
                 receiving.cancel()
                 with suppress(asyncio.CancelledError, WebSocketDisconnect, TimeoutError):

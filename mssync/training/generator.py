@@ -138,11 +138,11 @@ def _begin_from(generator: Generator, start: str) -> None:
         raise InputError(f"generator_training.start: {start} has other sizes than this configuration") from None
 
 
-def hearing(batch: list[Tensor], lead: int, follow: int) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+def hearing(generator: Any, batch: list[Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
     """What a generator hears of a batch of `SequenceBatches`: audio (B, 4T, 26), and around it where it is live."""
     if len(batch) < 5:
         return batch[1], None
-    sizes = [AUDIO_PER_VIDEO * lead, batch[1].shape[1], AUDIO_PER_VIDEO * follow]
+    sizes = [AUDIO_PER_VIDEO * generator.lead, batch[1].shape[1], AUDIO_PER_VIDEO * generator.follow]
     before, audio, after = batch[4].split(sizes, dim=1)
     return audio, (before, after)
 
@@ -174,7 +174,7 @@ def _step(fabric: Any, parts: _Parts, batch: list[Tensor], config: Config) -> di
     """One step of the discriminators (eq. 15), one of the generator (eq. 16)."""
     settings = config.generator_training
     motion, audio, other = batch[:3]
-    heard, around = hearing(batch, parts.average.model.lead, parts.average.model.follow)
+    heard, around = hearing(parts.average.model, batch)
     generated = parts.generator(motion[:, 0], heard, other if settings.random_origin else None, around)
 
     frame_loss = discriminator_loss(parts.frame(motion[:, 1:]), parts.frame(generated[:, 1:].detach()))
@@ -216,7 +216,7 @@ def _validate(parts: _Parts, checks: list[tuple[Tensor, ...]]) -> dict[str, floa
     for check in checks:
         batch = [x.to(device) for x in check]
         motion, audio = batch[:2]
-        heard, around = hearing(batch, generator.lead, generator.follow)
+        heard, around = hearing(generator, batch)
         generated = generator(motion[:, 0], heard, around=around)
         scored = {"val_gen": generated, "val_real": motion, "val_shuffled": generated.roll(1, 0)}
         row = {f"{k}{i + 1}": -float(v) for k, x in scored.items() for i, v in enumerate(parts.synchrony(x, audio)[1])}
