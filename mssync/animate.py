@@ -1,7 +1,7 @@
 """From a portrait and speech to frames: the crop, the generator, the reenactor, the full picture.
 
 A `Pipeline` holds the models; `load()` makes one. A clip's motion is held whole (240 bytes a frame), its
-pictures never: frames are made in small batches while they are asked for, however long the recording is.
+pictures never: motion and frames are made in small batches while they are asked for, however long the recording is.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice, tee
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,23 +73,27 @@ class Portrait:
 class Frames(Iterator[np.ndarray]):
     """Frames of a video, uint8 (height, width, 3) RGB at 25 a second, made as they are asked for.
 
-    `len(frames)` is their number in all, `motion` (T, 10, 6) what they show, `audio` float32 (n,) at 16 kHz
-    the sound that belongs to them, or None.
+    `len(frames)` is their number in all, `motion` (T, 10, 6) what they show (what is not made yet is made when it is
+    asked for), `audio` float32 (n,) at 16 kHz the sound that belongs to them, or None.
     """
 
     def __init__(
         self,
         frames: Iterator[np.ndarray],
-        motion: np.ndarray,
+        motion: GrowingMotion,
         audio: np.ndarray | None,
         reenactor: str,
         source_size: tuple[int, int],
     ) -> None:
-        self._frames, self.motion, self.audio = frames, motion, audio
+        self._frames, self._motion, self.audio = frames, motion, audio
         self._reenactor, self._source_size = reenactor, source_size
 
     def __len__(self) -> int:
-        return len(self.motion)
+        return len(self._motion)
+
+    @property
+    def motion(self) -> np.ndarray:
+        return self._motion[: len(self)]
 
     @property
     def model(self) -> str:
@@ -101,6 +106,29 @@ class Frames(Iterator[np.ndarray]):
     def save_motion(self, path: PathLike) -> None:
         """Write the motion to a file that `Pipeline.render` and `mssync render` take."""
         save_motion(path, self.motion, reenactor=self._reenactor, source_size=self._source_size)
+
+
+class GrowingMotion:
+    """Motion (T, 10, 6), float32, of which what is asked for and what comes before it is made first.
+
+    parts: arrays (n, 10, 6) with T frames together. May be asked by several threads.
+    """
+
+    def __init__(self, parts: Iterable[np.ndarray], count: int) -> None:
+        self._parts, self._known, self._lock = iter(parts), 0, Lock()
+        self._motion = np.empty((count, KEYPOINTS, VALUES), np.float32)
+
+    def __len__(self) -> int:
+        return len(self._motion)
+
+    def __getitem__(self, times: slice) -> np.ndarray:
+        start, stop, _ = times.indices(len(self))
+        with self._lock:
+            while self._known < stop:
+                part = next(self._parts)
+                self._motion[self._known : self._known + len(part)] = part
+                self._known += len(part)
+        return self._motion[start:stop]
 
 
 def load(model: PathLike = "compact", device: str = "cpu", live: bool = False) -> Pipeline:
@@ -133,7 +161,10 @@ def load(model: PathLike = "compact", device: str = "cpu", live: bool = False) -
 
 
 def model_files(model: PathLike, live: bool = False) -> tuple[Path, Path | None]:
-    """The files of a model's reenactor and of its generator, or live one (None: it has none). Raises InputError as `load`."""
+    """The files of a model's reenactor and of its generator, or live one (None: it has none).
+
+    Raises InputError as `load`.
+    """
     path = MODELS.get(str(model), Path(model))
     if path.is_file():
         return path, None
@@ -193,8 +224,8 @@ class Pipeline:
         """The generator, where it can speak live. Raises InputError where there is none, or another one."""
         if self.generator is None or not self.live:
             raise InputError(
-                f"no {LIVE_FILE} is loaded, so nothing can speak live: use `load(model, live=True)`, and where the model "
-                "has none, train it: mssync train generator --config live"
+                f"no {LIVE_FILE} is loaded, so nothing can speak live: use `load(model, live=True)`, "
+                "and where the model has none, train it: mssync train generator --config live"
             )
         return self.generator
 
@@ -215,7 +246,7 @@ class Pipeline:
         """Make a portrait speak: round(25 × seconds) frames.
 
         image: a picture file, uint8 (H, W, 3) RGB, or a `portrait()`; audio: a recording, or float32 (n,) at
-        16 kHz. Everything is checked, and the motion generated, before the first frame is asked for.
+        16 kHz. Everything is checked before the first frame is asked for.
 
         head_motion: 0 keeps the head still, 1 as generated, at most 2. expression: the same for the face.
         smooth: standard deviation of Gaussian smoothing in frames, 0 (off) to 25.
@@ -238,9 +269,12 @@ class Pipeline:
             warnings.warn(f"{_name(audio, 'the audio')} is silent: the face stays quiet", stacklevel=1)
             expression = 0.0
         portrait = self.portrait(image)
-        motion = gaussian(self._generate(portrait, waveform, seed), smooth)
-        motion = control(portrait.pose, motion, self.reenactor.rigid, head=head_motion, expression=expression)
-        return self._render(portrait, motion, waveform, size, paste_back)
+        parts: Iterable[np.ndarray] = self._generate(portrait, waveform, seed)
+        if smooth:  # which needs what is to come
+            parts = [gaussian(np.concatenate(list(parts)), smooth)]
+        factors = {"head": head_motion, "expression": expression}
+        motion = (control(portrait.pose, part, self.reenactor.rigid, **factors) for part in parts)
+        return self._render(portrait, GrowingMotion(motion, n_video_frames(len(waveform))), waveform, size, paste_back)
 
     def reenact(
         self,
@@ -336,16 +370,24 @@ class Pipeline:
 
     # Models
 
-    def _generate(self, portrait: Portrait, waveform: np.ndarray, seed: int) -> np.ndarray:
+    def _generate(self, portrait: Portrait, waveform: np.ndarray, seed: int) -> Iterator[np.ndarray]:
+        """Motion (n, 10, 6) in parts of BATCH frames."""
         assert self.generator is not None
         hear = live_features if self.live else features
         audio = hear(torch.from_numpy(waveform), self.audio_kind, n_video_frames(len(waveform)))
         first = torch.from_numpy(portrait.pose).flatten()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            frames = self.generator.stream(first.to(self.device), audio.to(self.device))
-            motion = torch.stack([frame.cpu() for frame in frames]).unflatten(1, (KEYPOINTS, VALUES)).numpy()
-        return idle(portrait.pose, motion) if self.live else motion
+        frames = self.generator.stream(first.to(self.device), audio.to(self.device))
+        state, made = _seeded(seed), 0
+        while True:
+            with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are between the parts
+                torch.set_rng_state(state)
+                batch = list(islice(frames, BATCH))
+                state = torch.get_rng_state()
+            if not batch:
+                return
+            motion = torch.stack(batch).unflatten(1, (KEYPOINTS, VALUES)).cpu().numpy()
+            yield idle(portrait.pose, motion, made) if self.live else motion
+            made += len(motion)
 
     @torch.inference_mode()
     def _keypoints(self, images: np.ndarray, landmarks: np.ndarray | None = None) -> np.ndarray:
@@ -372,13 +414,19 @@ class Pipeline:
         return (frames.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
     def _render(
-        self, portrait: Portrait, motion: np.ndarray, audio: np.ndarray | None, size: int, paste_back: bool
+        self,
+        portrait: Portrait,
+        motion: np.ndarray | GrowingMotion,
+        audio: np.ndarray | None,
+        size: int,
+        paste_back: bool,
     ) -> Frames:
-        motion = np.ascontiguousarray(motion, np.float32)
+        if isinstance(motion, np.ndarray):
+            motion = GrowingMotion([motion], len(motion))
         frames = self._frames(portrait, motion, size, paste_back)
         return Frames(frames, motion, audio, self.name, portrait.size)
 
-    def _frames(self, portrait: Portrait, motion: np.ndarray, size: int, paste_back: bool) -> Iterator[np.ndarray]:
+    def _frames(self, portrait: Portrait, motion: GrowingMotion, size: int, paste_back: bool) -> Iterator[np.ndarray]:
         for start in range(0, len(motion), BATCH):
             batch = motion[start : start + BATCH]
             if paste_back:
@@ -441,6 +489,10 @@ def _name(given: object, otherwise: str) -> str:
 
 
 # Arrays
+
+
+def _seeded(seed: int) -> Tensor:
+    return torch.Generator().manual_seed(seed).get_state()
 
 
 def _to_tensor(images: np.ndarray, device: torch.device) -> Tensor:

@@ -249,11 +249,11 @@ class FeatureStream:
             self._mean += adapt * (mean - self._mean)
             self._peak = max(forget * self._peak, high - self._mean, self._mean - low, LEAST_PEAK)
             levels.append((self._mean, self._peak))
-        return tuple(np.array(levels).T[..., None])  # type: ignore[return-value]
+        return tuple(np.array(levels).T[..., None])
 
 
 def live_features(waveform: Tensor | NDArray[np.float32], kind: str, n_video_frames: int) -> Tensor:
-    """What a `FeatureStream` makes of a whole recording (n,): (4 T, 26), the last row repeated or cut as in `features`."""
+    """What a `FeatureStream` makes of a whole recording (n,): (4 T, 26), its end repeated or cut as in `features`."""
     stream = FeatureStream(kind)
     rows = torch.cat([stream.push(np.asarray(waveform)), stream.flush()])
     return rows[torch.arange(AUDIO_PER_VIDEO * n_video_frames).clamp(max=len(rows) - 1)]

@@ -584,6 +584,50 @@ def extract(
     _done(data, "motion added")
 
 
+@app.command(rich_help_panel=WORKSHOP)
+def bench(
+    sections: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SECTION", help="startup, animation, drawing, generation, training, live, limits; or all."
+        ),
+    ] = None,
+    image: Annotated[
+        Path | None, typer.Option(metavar="IMAGE", help="A portrait; the demo's unless given.", show_default=False)
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Also time a checkout of public MS-Sync or FOMM code.", show_default=False),
+    ] = None,
+    minutes: Annotated[float, typer.Option(metavar="F", min=0, help="Also watch a live session of F minutes.")] = 0.0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE.json", help="The figures, for machines.", show_default=False)
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE.md", help="The table, for people.", show_default=False)
+    ] = None,
+) -> None:
+    """Measure how fast everything is on this machine. Close what else runs: only ratios bear a busy machine."""
+    _check_files([image], [(json_file, ".json"), (markdown, ".md")])
+    from mssync.audio import load_audio
+    from mssync.bench import Bench, as_json, as_markdown, run
+    from mssync.video import read_image
+
+    if image is None:
+        _require("skimage", "demo")
+        from skimage.data import astronaut
+    picture = astronaut() if image is None else read_image(image)
+    figures = []
+    for figure in run(Bench(picture, load_audio(DEMO_SPEECH), reference, minutes), sections or []):
+        figures.append(figure)
+        typer.echo(f"{figure.section:10}  {figure.name}: {figure.value:.4g} {figure.unit}  {figure.goal}".rstrip())
+    if json_file is not None:
+        _write_json(json_file, as_json(figures))
+    if markdown is not None:
+        with written_whole(markdown, ".md") as temporary:
+            temporary.write_text(as_markdown(figures), encoding="utf-8")
+
+
 app.add_typer(train_app, name="train", rich_help_panel=WORKSHOP)
 app.add_typer(eval_app, name="eval", rich_help_panel=WORKSHOP)
 

@@ -53,9 +53,7 @@ class GeneratorConfig:
     audio_free_branch: bool = False  # ref: a fifth branch that hears nothing
     final_linear: bool = False  # ref: a linear layer merges the masked branches in place of their sum
     soft_masks: bool = True  # eq. 10; without, every level has the same share
-    lookahead: int | None = (
-        None  # video frames of sound beyond its start that a frame may hear; null: all it can (ours)
-    )
+    lookahead: int | None = None  # frames of sound after its start that a frame may hear; null: all (ours)
     warmup_frames: int = 0  # ref: 3, the first frame repeated over mirrored audio
     leak: float = 0.0  # share of the distance from x_0 that a frame loses: long roll-outs do not drift (ours)
     relative_input: bool = False  # feed x_t - x_0 beside x_t, for identities that were not trained on (ours)

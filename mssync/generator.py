@@ -142,13 +142,12 @@ class AudioEncoder(nn.Module):
         # A stage is convolution, norm over one frame's channels, GELU: statistics over time would break streams.
         stages = 2 + LEVELS - 1
         self.convolutions = nn.ModuleList(
-            nn.Conv1d(width if stage else N_FILTERS, width, KERNEL, stride=2)
-            for stage in range(stages)
+            nn.Conv1d(width if stage else N_FILTERS, width, KERNEL, stride=2) for stage in range(stages)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(stages))
 
     def forward(self, audio: Tensor) -> Tensor:
-        """Audio (B, 4T, 26) -> (levels, B, T, width). Where a late level has nothing yet it repeats its first vector."""
+        """Audio (B, 4T, 26) -> (levels, B, T, width). A late level begins with its first vector, repeated."""
         length = audio.shape[1] // AUDIO_PER_VIDEO
         x = self.norm(audio)
         levels = []
@@ -352,7 +351,10 @@ class Generator(nn.Module):
 
     def audio_vectors(self, audio: Tensor, around: Around = None) -> Tensor:
         """Audio (B, 4T, 26) -> what `step` needs, (T, branches, B, branch_hidden): entry t for frame t."""
-        before, after = around or (self.average_sound(len(audio), self.lead), self.average_sound(len(audio), self.follow))
+        before, after = around or (
+            self.average_sound(len(audio), self.lead),
+            self.average_sound(len(audio), self.follow),
+        )
         levels = self.audio_encoder(torch.cat([before, self._extend(audio), after], dim=1))
         first = self.lead + self.config.warmup_frames
         return self.branches.audio_part(levels[:, :, first : levels.shape[2] - self.follow])
@@ -442,7 +444,7 @@ class Generator(nn.Module):
         cache: tuple[Tensor | None, ...],
         mask: Tensor | None,
     ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-        """Temporal module: inputs (B, n, position_size) with `rotary_table` of their n times -> h (B, n, width), cache."""
+        """Temporal module: inputs (B, n, position_size), rotary of their n times -> h (B, n, width), new cache."""
         x = self.embedding(inputs)
         kept = []
         for layer, past in zip(self.layers, cache, strict=True):

@@ -56,8 +56,9 @@ class StreamingAnimator:
     def push(self, samples: np.ndarray) -> list[np.ndarray]:
         """Take the next samples of the speech -> the frames that are complete now, uint8 (size, size, 3) RGB.
 
-        samples: floating point (n,), 16 kHz mono, any n, also 0. Frames come in order, none is left out; in the end there are
-        round(25 × seconds). Raises InputError: another shape or type, samples that are not finite, after `flush`.
+        samples: floating point (n,), 16 kHz mono, any n, also 0. Frames come in order, none is left out; in the end
+        there are round(25 × seconds).
+        Raises InputError: another shape or type, samples that are not finite, after `flush`.
         """
         return self.draw(self.push_motion(samples))
 

@@ -143,10 +143,14 @@ def test_tokens_and_other_sites(talker, picture) -> None:
     app = create_app(talker, picture, token="secret")
     assert "wrong token" in refusal(app)
     assert "wrong token" in refusal(app, path="ws://localhost/ws?token=guess")
-    assert "other sites" in refusal(app, path="ws://localhost/ws?token=secret", headers={"origin": "http://evil.example"})
+    assert "other sites" in refusal(
+        app, path="ws://localhost/ws?token=secret", headers={"origin": "http://evil.example"}
+    )
     with TestClient(app, base_url="http://a.host.of.yours") as here:
         assert here.get("/status").status_code == 403
-        with here.websocket_connect("ws://a.host.of.yours/ws?token=secret", headers={"origin": "http://a.host.of.yours"}) as socket:
+        with here.websocket_connect(
+            "ws://a.host.of.yours/ws?token=secret", headers={"origin": "http://a.host.of.yours"}
+        ) as socket:
             assert play(socket, 0.4)[1]["frames"] == 10
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from mssync import audio as audio_module
 from mssync.animate import LIVE_FILE, MODELS, Pipeline, load
-from mssync.audio import FeatureStream, features, live_features, logfbank
+from mssync.audio import FeatureStream, features, live_features
 from mssync.config import GeneratorConfig, load_config
 from mssync.errors import InputError
 from mssync.generator import Generator, level_futures
@@ -41,7 +42,7 @@ def pieces(length: int, seed: int) -> list[slice]:
     rng = np.random.default_rng(seed)
     cuts = np.sort(rng.integers(0, length + 1, rng.integers(0, 40)))
     edges = [0, *cuts.tolist(), length]
-    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    return [slice(a, b) for a, b in pairwise(edges)]
 
 
 @pytest.fixture
@@ -74,17 +75,13 @@ def test_features_against_the_direct_formula(kind, monkeypatch):
     waveform = (speech(0.5) + 0.05).astype(np.float64) * np.linspace(0.2, 1, 8000)
     rows = live_features(waveform.astype(np.float32), kind, 12)
     mean, peak = 0.0, audio_module.USUAL_PEAK
+    padded = np.concatenate([[0.0], waveform])  # nothing comes before the first sample
     for k in range(46):
-        window = waveform[160 * k : 160 * k + 400]
+        window, before = padded[160 * k + 1 : 160 * k + 401], padded[160 * k : 160 * k + 400]
         mean += 160 / 32000 * (window.mean() - mean)
         peak = max(peak * 0.5 ** (0.01 / 5), np.abs(window - mean).max(), 0.02)
-        before = waveform[160 * k - 1] if k else 0.0
-        # The sample before the window matters for pre-emphasis; it is the row's own first one in `logfbank`.
-        levelled = torch.from_numpy((np.concatenate([[before], window]) - (mean if k else np.r_[0, [mean] * 400])) / peak)
-        emphasised = levelled[1:] - 0.97 * levelled[:-1] if k else levelled[1:] - 0.97 * torch.cat(
-            [torch.tensor([-mean / peak]), levelled[1:-1]]
-        )
-        expected = audio_module.KINDS[kind](*audio_module._energies(emphasised[None]))
+        frame = (window - 0.97 * before - 0.03 * mean) / peak
+        expected = audio_module.KINDS[kind](*audio_module._energies(torch.from_numpy(frame)[None]))
         torch.testing.assert_close(rows[k : k + 1].double(), expected, atol=1e-4, rtol=1e-5)
 
 

@@ -175,6 +175,23 @@ def test_a_run_of_other_sizes_is_refused(prepared: Path, small: Config, tmp_path
         syncer.train(small, prepared, tmp_path, 1)
 
 
+def test_live_generator_begins_from_another_one(prepared: Path, small: Config, tmp_path: Path) -> None:
+    """Its weights, the sound around the pieces, and what the file says."""
+    syncer.train(small, prepared, tmp_path / "syncers", 1)
+    first = generator.train(small, prepared, tmp_path / "syncers", tmp_path / "full")
+    small.generator.lookahead, small.generator_training.start = 4, str(first)
+    small.generator_training.lr_generator = 0.0
+    live, about = load_model(generator.train(small, prepared, tmp_path / "syncers", tmp_path / "live"))
+    assert about["config"]["lookahead"] == live.follow == 4
+    before = load_model(first)[0]
+    for name, weight in before.named_parameters():
+        torch.testing.assert_close(live.get_parameter(name), weight, atol=1e-3, rtol=1e-2)
+    assert not torch.equal(live.audio_encoder.norm.mean, before.audio_encoder.norm.mean)  # of what it hears
+    small.generator.width = 2 * small.generator.width
+    with pytest.raises(InputError, match="has other sizes"):
+        generator.train(small, prepared, tmp_path / "syncers", tmp_path / "wide")
+
+
 def test_generator_needs_syncers(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no syncer1"):
         generator.load_syncers(tmp_path, "sum")

@@ -20,7 +20,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
-import io
 import json
 import struct
 import time
@@ -72,8 +71,9 @@ def create_app(
     token: str | None = None,
     sessions: int = SESSIONS,
 ) -> Starlette:
-    """The application: give it to an ASGI server, mount others in it, or it in others. It has a page at / and a WebSocket at /ws.
+    """The application: give it to an ASGI server, mount others in it, or it in others.
 
+    It has a page at / and a WebSocket at /ws.
     pipeline: of `mssync.load(live=True)`, which it is unless given; portrait: who speaks unless a client brings a
     picture of its own; token: what clients must give as ``?token=`` (None: requests for this machine's own names
     alone are answered); sessions: how many at once.
@@ -201,6 +201,8 @@ class _Live:
         while not sending.done():
             receiving = asyncio.create_task(_receive(socket))
             await asyncio.wait({receiving, sending}, return_when=asyncio.FIRST_COMPLETED)
+            if receiving.done() and isinstance(receiving.exception(), TimeoutError) and speaker.busy():
+                continue  # it is the engine that is late
             if not receiving.done():
                 receiving.cancel()
                 with suppress(asyncio.CancelledError, WebSocketDisconnect, TimeoutError):
@@ -327,4 +329,6 @@ def serve(app: Starlette, host: str, port: int) -> None:
     """Run an application until Ctrl-C."""
     import uvicorn
 
-    uvicorn.run(app, host=host, port=port, log_level="warning", ws_max_size=MAX_PICTURE_BYTES, ws_per_message_deflate=False)
+    uvicorn.run(
+        app, host=host, port=port, log_level="warning", ws_max_size=MAX_PICTURE_BYTES, ws_per_message_deflate=False
+    )

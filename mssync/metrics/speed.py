@@ -1,9 +1,9 @@
-"""How many frames a second models draw, beside the exact first-order motion model."""
+"""Timing in turns; how many frames a second models draw, beside the exact first-order motion model."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,24 +31,37 @@ def exact_fomm() -> Pipeline:
         return Pipeline(FOMM(), None, name="fomm")
 
 
+def in_turns(work: Mapping[str, Callable[[], int]], rounds: int = ROUNDS) -> dict[str, float]:
+    """Seconds a unit of each piece of work, which returns how many units it did: medians over rounds, after one more.
+
+    They take turns, so that a machine that is busy, or slows down as it warms up, is so for all of them.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(1 + rounds):
+        for name, do in work.items():
+            start = time.perf_counter()
+            count = do()
+            seconds[name].append((time.perf_counter() - start) / count)
+    return {name: float(np.median(values[1:])) for name, values in seconds.items()}
+
+
 def frames_per_second(pipelines: Mapping[str, Pipeline], clip: Clip) -> dict[str, float]:
     """Frames a second of each pipeline at 256×256: medians over ROUNDS of one full batch each.
 
-    Pipelines take turns, so that a machine that is busy, or slows down as it warms up, is so for all of them. What
-    is timed is what `Pipeline.render` does for a prepared portrait, with as many threads as PyTorch takes.
+    Pipelines take turns. What is timed is what `Pipeline.render` does for a prepared portrait, with as many threads as
+    PyTorch takes.
     """
     from mssync.animate import BATCH
 
     times = np.linspace(0, len(clip) - 1, BATCH).round().astype(int)
     frames, landmarks = read_frames(clip, times.tolist()), clip.landmarks[times]
-    work = [(name, pipeline, *_prepared(pipeline, frames, landmarks)) for name, pipeline in pipelines.items()]
-    seconds: dict[str, list[float]] = {name: [] for name in pipelines}
-    for _ in range(1 + ROUNDS):
-        for name, pipeline, portrait, motion in work:
-            start = time.perf_counter()
-            count = sum(1 for _ in pipeline.render(portrait, motion))
-            seconds[name].append((time.perf_counter() - start) / count)
-    return {name: float(1 / np.median(values[1:])) for name, values in seconds.items()}
+    prepared = {name: (pipeline, *_prepared(pipeline, frames, landmarks)) for name, pipeline in pipelines.items()}
+
+    def drawing(pipeline: Pipeline, portrait: Portrait, motion: np.ndarray) -> Callable[[], int]:
+        return lambda: sum(1 for _ in pipeline.render(portrait, motion))
+
+    seconds = in_turns({name: drawing(*what) for name, what in prepared.items()})
+    return {name: 1 / each for name, each in seconds.items()}
 
 
 @torch.inference_mode()

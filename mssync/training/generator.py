@@ -138,11 +138,11 @@ def _begin_from(generator: Generator, start: str) -> None:
         raise InputError(f"generator_training.start: {start} has other sizes than this configuration") from None
 
 
-def hearing(batch: list[Tensor], lead: int, follow: int) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-    """What a generator hears of a batch of `SequenceBatches`: audio (B, 4T, 26), and what is around it if it is live."""
+def hearing(generator: Any, batch: list[Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """What a generator hears of a batch of `SequenceBatches`: audio (B, 4T, 26), and around it where it is live."""
     if len(batch) < 5:
         return batch[1], None
-    sizes = [AUDIO_PER_VIDEO * lead, batch[1].shape[1], AUDIO_PER_VIDEO * follow]
+    sizes = [AUDIO_PER_VIDEO * generator.lead, batch[1].shape[1], AUDIO_PER_VIDEO * generator.follow]
     before, audio, after = batch[4].split(sizes, dim=1)
     return audio, (before, after)
 
@@ -174,16 +174,17 @@ def _step(fabric: Any, parts: _Parts, batch: list[Tensor], config: Config) -> di
     """One step of the discriminators (eq. 15), one of the generator (eq. 16)."""
     settings = config.generator_training
     motion, audio, other = batch[:3]
-    heard, around = hearing(batch, parts.average.model.lead, parts.average.model.follow)
+    heard, around = hearing(parts.average.model, batch)
     generated = parts.generator(motion[:, 0], heard, other if settings.random_origin else None, around)
 
     frame_loss = discriminator_loss(parts.frame(motion[:, 1:]), parts.frame(generated[:, 1:].detach()))
     sequence_loss = discriminator_loss(parts.sequence(motion), parts.sequence(generated.detach()))
+    parts.discriminator_optimizer.zero_grad(set_to_none=True)
     fabric.backward(frame_loss + sequence_loss)
     parts.discriminator_optimizer.step()
 
     synchrony, levels = parts.synchrony(generated, audio)
-    adversarial = generator_loss(parts.frame(generated[:, 1:])) + generator_loss(parts.sequence(generated))
+    adversarial = _judged(parts, generated)
     reconstruction = reconstruction_loss(motion, generated)
     loss = settings.lambda_av * synchrony + settings.lambda_adv * adversarial + settings.lambda_rec * reconstruction
     parts.generator_optimizer.zero_grad(set_to_none=True)
@@ -191,10 +192,20 @@ def _step(fabric: Any, parts: _Parts, batch: list[Tensor], config: Config) -> di
     if settings.max_gradient is not None:
         torch.nn.utils.clip_grad_norm_(parts.generator.parameters(), settings.max_gradient)
     parts.generator_optimizer.step()
-    parts.discriminator_optimizer.zero_grad(set_to_none=True)  # also what the generator's loss left there
     values = {"rec": reconstruction, "adv": adversarial, "d_frame": frame_loss, "d_seq": sequence_loss}
     values |= {f"sync{i + 1}": -level for i, level in enumerate(levels)}
     return {name: float(value.detach()) for name, value in values.items()}
+
+
+def _judged(parts: _Parts, generated: Tensor) -> Tensor:
+    """The generator's loss under both discriminators; what they would learn from it is not computed."""
+    judges = [_bare(parts.frame), _bare(parts.sequence)]
+    for judge in judges:
+        judge.requires_grad_(False)
+    loss = generator_loss(judges[0](generated[:, 1:])) + generator_loss(judges[1](generated))
+    for judge in judges:
+        judge.requires_grad_(True)
+    return loss
 
 
 @torch.no_grad()
@@ -205,7 +216,7 @@ def _validate(parts: _Parts, checks: list[tuple[Tensor, ...]]) -> dict[str, floa
     for check in checks:
         batch = [x.to(device) for x in check]
         motion, audio = batch[:2]
-        heard, around = hearing(batch, generator.lead, generator.follow)
+        heard, around = hearing(generator, batch)
         generated = generator(motion[:, 0], heard, around=around)
         scored = {"val_gen": generated, "val_real": motion, "val_shuffled": generated.roll(1, 0)}
         row = {f"{k}{i + 1}": -float(v) for k, x in scored.items() for i, v in enumerate(parts.synchrony(x, audio)[1])}
