@@ -211,7 +211,8 @@ class VideoReader:
 
     Args:
         path: the file
-        start, stop: read this part of it alone, in seconds from its first frame (stop: None for its end)
+        start: read from here on alone, in seconds from its first frame
+        stop: read up to here alone; None for its end
         threads: whether to decode with several; what they make of damaged parts differs from time to time
 
     Attributes:
