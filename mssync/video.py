@@ -38,6 +38,7 @@ T = TypeVar("T")
 
 FPS = 25
 FRAME = Fraction(1, FPS)  # seconds
+MAX_FRAME = 8192 * 4320  # pixels: 8K; a small file can claim far more, and every frame takes three bytes a pixel
 MIN_SIDE = 32  # pixels: a picture smaller than this holds no face to work with
 BACKGROUND = (255, 255, 255)  # what shows through transparent pixels
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
@@ -113,8 +114,9 @@ def open_media(path: PathLike) -> InputContainer:
     path = input_file(path)
     _check_complete(path)
     try:
-        # An absolute path, since ffmpeg would take "a:b.mp4" for a protocol.
-        container = av.open(str(path.absolute()), metadata_errors="replace")
+        # An absolute path, since ffmpeg would take "a:b.mp4" for a protocol. A playlist must not reach the network.
+        local = {"protocol_whitelist": "file"}
+        container = av.open(str(path.absolute()), options=local, metadata_errors="replace")
     except av.FFmpegError as error:
         raise InputError(f"{path} is not a video or sound file that can be read") from error
     name = container.format.name
@@ -222,7 +224,7 @@ class VideoReader:
         has_audio: whether there is a sound track
 
     Raises InputError: missing, unreadable or empty file, not a video, no picture (also sound with cover art),
-    truncated, nothing decodes. Warns, when iterated, if parts are damaged.
+    truncated, nothing decodes, frames beyond 8K. Warns, when iterated, if parts are damaged.
     """
 
     def __init__(self, path: PathLike, start: float = 0.0, stop: float | None = None, threads: bool = True) -> None:
@@ -238,6 +240,9 @@ class VideoReader:
             self._matrix = _display_matrix(first)
             aspect = stream.sample_aspect_ratio or Fraction(1)
             self._size = (max(1, round(first.width * aspect)), first.height)
+            if self._size[0] * self._size[1] > MAX_FRAME:
+                width, height = self._size
+                raise InputError(f"{path} has frames of {width}x{height} pixels; scale it to 8192x4320 or less")
             self.height, self.width = orient(self._rgb(first), self._matrix).shape[:2]
         with open_media(path) as container:
             self.duration = _scan(container, _require_picture(container, self.path))[1]
