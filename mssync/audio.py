@@ -88,7 +88,7 @@ def _read(container: InputContainer, stream: AudioStream, path: PathLike) -> NDA
         blocks.append(block)
         length += len(block)
         if length > MAX_SECONDS * SAMPLE_RATE:
-            raise InputError(f"{path} has more than {MAX_SECONDS // 3600} hours of sound; cut it into parts")
+            raise InputError(f"{path} has more than {MAX_SECONDS / 3600:g} hours of sound; cut it into parts")
     # The last AAC frame of an MP4 is filled up with silence; the declared length is exact.
     declared = math.ceil(declared_seconds(container, stream) * SAMPLE_RATE)
     end = declared + max(0, delay) if declared else None
