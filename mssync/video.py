@@ -39,6 +39,7 @@ T = TypeVar("T")
 FPS = 25
 FRAME = Fraction(1, FPS)  # seconds
 MAX_FRAME = 8192 * 4320  # pixels: 8K; a small file can claim far more, and every frame takes three bytes a pixel
+MAX_STILL = 60  # seconds that one frame may be shown: a damaged time stamp asks for years of it
 MIN_SIDE = 32  # pixels: a picture smaller than this holds no face to work with
 BACKGROUND = (255, 255, 255)  # what shows through transparent pixels
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
@@ -258,7 +259,7 @@ class VideoReader:
             if self.start and self._origin is not None and stream.time_base is not None:
                 # To the keyframe before it; frames that end before the start are passed over by `on_grid`.
                 container.seek(int((self._origin + self.start) / stream.time_base), stream=stream)
-            timed = _timed(frames, stream, self._origin, self.start)
+            timed = _timed(frames, stream, self._origin, self.start, self.path)
             for frame in islice(on_grid(timed), self.count):
                 yield orient(self._rgb(frame), self._matrix)
 
@@ -292,11 +293,15 @@ def on_grid(frames: Iterable[tuple[Fraction, Fraction, T]]) -> Iterator[T]:
 
 
 def _timed(
-    frames: Iterable[VideoFrame], stream: VideoStream, origin: Fraction | None, zero: Fraction
+    frames: Iterable[VideoFrame], stream: VideoStream, origin: Fraction | None, zero: Fraction, path: Path
 ) -> Iterator[tuple[Fraction, Fraction, VideoFrame]]:
-    """Give each frame its start, relative to `zero` seconds after the first frame (at `origin`), and its duration."""
+    """Give each frame its start, relative to `zero` seconds after the first frame (at `origin`), and its duration.
+
+    Raises InputError: a frame is shown for more than a minute.
+    """
     step = 1 / (stream.average_rate or Fraction(FPS))
     start = -step - zero
+    before = None
     for frame in frames:
         if frame.pts is None or frame.time_base is None:
             start += step
@@ -305,6 +310,11 @@ def _timed(
             origin = time if origin is None else origin
             start = max(time - origin - zero, start)
         duration = frame.duration * frame.time_base if frame.duration and frame.time_base else step
+        if max(duration, start - (start if before is None else before)) > MAX_STILL:
+            raise InputError(
+                f"{path} shows one picture for more than {MAX_STILL} s; it is damaged, or no video of speech"
+            )
+        before = start
         yield start, duration, frame
 
 

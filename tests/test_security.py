@@ -111,6 +111,15 @@ def test_frames_beyond_8k_are_refused_before_they_are_drawn(tmp_path):
         probe(tmp_path / "wider.mkv")
 
 
+@pytest.mark.parametrize("times", [(0, 1, 62), (0, 61, 62), (0, 1, 10**7)])
+def test_a_damaged_time_stamp_is_no_endless_video(make_video, times):
+    path = make_video("a.mkv", [1, 2, 3], times)
+    with pytest.raises(InputError, match="for more than 60 s"):
+        for _ in VideoReader(path):
+            pass
+    assert len(list(VideoReader(make_video("b.mkv", [1, 2, 3], (0, 59, 60))))) == 60 * 25 + 1
+
+
 def test_playlists_reach_neither_the_network_nor_other_files(tmp_path):
     write_video(tmp_path / "other.mp4", [np.zeros((64, 64, 3), np.uint8)] * 3, None)
     with socket.create_server(("127.0.0.1", 0)) as server:
