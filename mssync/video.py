@@ -528,7 +528,8 @@ def probe(path: PathLike) -> MediaInfo:
             return _probe_image(path, image)
     with open_media(path) as container:
         origin = provenance.read(path, container.metadata)
-        sound = next(iter(container.streams.audio), None)
+        # A stream of a codec that ffmpeg does not know has no codec context, and with it no rate.
+        sound = next((stream for stream in container.streams.audio if stream.codec_context), None)
         rate, channels = (sound.rate, sound.channels) if sound is not None else (None, None)
         picture = picture_stream(container)
         if picture is None:

@@ -99,6 +99,16 @@ def test_sound_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
         load_audio(wav(tmp_path / "long.wav", 2000, 9.5))
 
 
+def test_sound_of_an_unknown_codec_is_no_sound(tmp_path):
+    data = bytearray(wav(tmp_path / "a.wav", 16000).read_bytes())
+    data[20:22] = b"\x77\x77"  # the format's number
+    (tmp_path / "a.wav").write_bytes(data)
+    with pytest.raises(InputError, match="neither pictures nor sound"):
+        probe(tmp_path / "a.wav")
+    with pytest.raises(InputError, match="cannot be decoded"):
+        load_audio(tmp_path / "a.wav")
+
+
 def test_frames_beyond_8k_are_refused_before_they_are_drawn(tmp_path):
     with av.open(str(tmp_path / "wider.mkv"), "w") as container:
         stream = container.add_stream("mpeg4", rate=25)
