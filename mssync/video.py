@@ -372,6 +372,7 @@ def write_video(
     audio: NDArray[np.float32] | None,
     sample_rate: int = 16000,
     comment: str | None = None,
+    generated: bool = True,
     model: str | None = None,
     signer: Signer | None = None,
 ) -> int:
@@ -379,7 +380,7 @@ def write_video(
 
     The sound is cut, or filled up with silence, to the length of the picture. Frames are taken one at a time.
     The file appears under its name only when it is complete. Its metadata mark it as generated (see
-    `mssync.provenance`): the description and an XMP packet always do, the comment unless you give another one.
+    `mssync.provenance`): the description and an XMP packet do, and the comment unless you give another one.
 
     Args:
         path: must end in .mp4; an existing file is replaced
@@ -389,8 +390,9 @@ def write_video(
             track
         sample_rate: Hz
         comment: the comment in the metadata, instead of the statement that the video is generated
+        generated: whether the pictures were made by a model; where not, nothing marks them so
         model: the name of the model, for the metadata; None to ask the frames for theirs (`Frames.model`)
-        signer: signs the file (C2PA); None for no signature
+        signer: signs the file as generated (C2PA); None for no signature
 
     Raises InputError: the output cannot be written (noticed before the first frame is asked for), no frames.
     """
@@ -404,7 +406,8 @@ def write_video(
         try:
             options = {"movflags": "+faststart"}
             with av.open(str(temporary.absolute()), "w", format="mp4", options=options) as container:
-                container.metadata.update(comment=comment or words, description=words)
+                if generated:
+                    container.metadata.update(comment=comment or words, description=words)
                 picture = _PictureTrack(container, first.shape)
                 sound = None if audio is None else _SoundTrack(container, audio, sample_rate)
                 for frame in chain([first], frames):
@@ -416,7 +419,8 @@ def write_video(
                         container.mux(track.stream.encode(None))
         except av.FFmpegError as error:
             raise InputError(f"cannot write {path}: {error.strerror}") from error
-        provenance.add_xmp(temporary, made)
+        if generated:
+            provenance.add_xmp(temporary, made)
         if signer is not None:
             unsigned = temporary.rename(temporary.with_suffix(".unsigned.mp4"))
             try:
