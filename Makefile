@@ -1,7 +1,9 @@
 # make demo   a talking video, out/demo.mp4, from a public-domain portrait
 # make test   style, types and tests
+# make docs   the documentation site, out/site, from docs/; a dead link is an error
+# make fuzz   N damaged files through the readers (N=2000)
 #
-# Both make a virtual environment when there is none. Settings, for example `make demo PYTHON=python3.11`:
+# All make a virtual environment when there is none. Settings, for example `make demo PYTHON=python3.11`:
 #   PYTHON       the Python to make it with: 3.10, 3.11 or 3.12
 #   VENV         where it is
 #   TORCH_INDEX  a PyTorch wheel index, such as https://download.pytorch.org/whl/cpu for the CPU build alone
@@ -13,7 +15,7 @@ TORCH_INDEX ?=
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 MSSYNC := $(VENV)/bin/mssync
 
-.PHONY: demo test clean
+.PHONY: demo test docs fuzz clean
 
 demo: out/demo.mp4
 	@echo "out/demo.mp4 is ready"
@@ -26,6 +28,13 @@ test: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest
+
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
+
+N ?= 2000
+fuzz: $(VENV)/.dev
+	$(VENV)/bin/python tests/fuzz.py $(N)
 
 clean:
 	rm -rf out build dist .pytest_cache .ruff_cache .mypy_cache

@@ -32,6 +32,7 @@ PREEMPHASIS = 0.97
 CEPSTRAL_LIFTER = 22
 AUDIO_PER_VIDEO = SAMPLE_RATE // (HOP_LENGTH * FPS)  # 4 audio frames a video frame
 SAMPLES_PER_VIDEO = SAMPLE_RATE // FPS  # 640 samples a video frame
+MIN_RATE, MAX_SECONDS = 2000, 4 * 3600  # Hz, s: what claims to be slower or longer would fill the memory, not speak
 SILENCE = 1e-4  # a peak of -80 dB, about 3 steps of 16-bit sound: nothing louder than dither
 BLOCK = 1024  # audio frames transformed at once, so that memory does not grow with the recording
 # Of sound that is still arriving nobody knows the peak. It is taken for USUAL_PEAK, then for the greatest that was
@@ -52,8 +53,8 @@ def load_audio(path: PathLike, min_seconds: float = 0.0) -> NDArray[np.float32]:
     one that comes later is preceded by silence, one that comes earlier is cut.
 
     Raises InputError: missing, unreadable or empty file, no sound in it, no samples, a truncated MP4, NaN or
-    infinite samples, shorter than `min_seconds`. Warns if parts are damaged or missing. Silence is no
-    error: see `is_silent`.
+    infinite samples, shorter than `min_seconds`, longer than 4 hours, sampled at less than 2000 Hz. Warns if parts
+    are damaged or missing. Silence is no error: see `is_silent`.
     """
     with open_media(path) as container:
         stream = next(iter(container.streams.audio), None)
@@ -84,7 +85,15 @@ def _read(container: InputContainer, stream: AudioStream, path: PathLike) -> NDA
     frames = decode(container, stream, path)
     first = next(frames)
     delay = _delay(container, first)
-    blocks = [np.zeros(max(0, delay), np.float32), *_resample(chain([first], frames))]
+    if first.sample_rate < MIN_RATE or abs(delay) > MAX_SECONDS * SAMPLE_RATE:
+        raise InputError(f"{path} has sound at {first.sample_rate} Hz, or long after its picture; export it again")
+    blocks = [np.zeros(max(0, delay), np.float32)]
+    length = 0
+    for block in _resample(chain([first], frames)):
+        blocks.append(block)
+        length += len(block)
+        if length > MAX_SECONDS * SAMPLE_RATE:
+            raise InputError(f"{path} has more than {MAX_SECONDS / 3600:g} hours of sound; cut it into parts")
     # The last AAC frame of an MP4 is filled up with silence; the declared length is exact.
     declared = math.ceil(declared_seconds(container, stream) * SAMPLE_RATE)
     end = declared + max(0, delay) if declared else None

@@ -102,6 +102,14 @@ PasteOption = Annotated[
     bool,
     typer.Option("--paste-back", help="Put the moving face back into the full picture (ignores --size)."),
 ]
+BadgeOption = Annotated[bool, typer.Option("--badge", help="Draw a small mark, AI, into the lower right corner.")]
+SignOption = Annotated[
+    Path | None,
+    typer.Option(metavar="CERT.pem", help="Sign the video (C2PA) with this certificate.", show_default=False),
+]
+KeyOption = Annotated[
+    Path | None, typer.Option(metavar="KEY.pem", help="The private key of --sign.", show_default=False)
+]
 ModelOption = Annotated[
     str,
     typer.Option(
@@ -113,14 +121,6 @@ DeviceOption = Annotated[str, typer.Option(metavar="NAME", help="Where to comput
 SaveMotionOption = Annotated[
     Path | None,
     typer.Option(metavar="FILE.npz", help="Also write the motion, for `mssync render`.", show_default=False),
-]
-BadgeOption = Annotated[bool, typer.Option("--badge", help="Draw a small mark, AI, into the lower right corner.")]
-SignOption = Annotated[
-    Path | None,
-    typer.Option(metavar="CERT.pem", help="Sign the video (C2PA) with this certificate.", show_default=False),
-]
-KeyOption = Annotated[
-    Path | None, typer.Option(metavar="KEY.pem", help="The private key of --sign.", show_default=False)
 ]
 ConfigOption = Annotated[
     str, typer.Option(metavar="NAME|PATH", help="compact, live, paper, or a YAML file of that form.")

@@ -19,6 +19,7 @@ from mssync.video import FPS
 KEYPOINTS, VALUES = 10, 6  # numbers of one frame; 10 × 6 = the 60 of the paper's section 3
 MIN_SPREAD = 0.1  # rigid keypoints count as spread in a direction from this share of their largest spread on
 MIN_AREA_RATIO = 0.1  # no head shrinks to less than this between frames: such a fit is noise
+MAX_FILE = 1 << 30  # bytes that a motion file may unpack to: two days of motion
 KERNEL_RADIUS = 3.0  # a Gaussian kernel reaches this many standard deviations
 
 
@@ -229,11 +230,16 @@ def load_motion(path: PathLike) -> MotionFile:
     """Read a motion file. Raises InputError when it is missing, malformed, or holds numbers of no use."""
     path = input_file(path)
     try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > MAX_FILE:
+                raise InputError(f"{path}: unpacks to more than a motion file can hold")
         with np.load(path, allow_pickle=False) as data:
             motion, fps = data["motion"], int(data["fps"])
             reenactor, size = str(data["reenactor"]), data["source_size"]
             height, width = (int(value) for value in size)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except InputError:
+        raise
+    except Exception as error:  # a damaged archive may raise anything, MemoryError too
         raise InputError(f"{path}: not a motion file; make one with `mssync motion`") from error
     check_motion(motion, str(path))
     if fps != FPS:

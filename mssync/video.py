@@ -40,6 +40,8 @@ T = TypeVar("T")
 
 FPS = 25
 FRAME = Fraction(1, FPS)  # seconds
+MAX_FRAME = 8192 * 4320  # pixels: 8K; a small file can claim far more, and every frame takes three bytes a pixel
+MAX_STILL = 60  # seconds that one frame may be shown: a damaged time stamp asks for years of it
 MIN_SIDE = 32  # pixels: a picture smaller than this holds no face to work with
 BACKGROUND = (255, 255, 255)  # what shows through transparent pixels
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
@@ -116,8 +118,9 @@ def open_media(path: PathLike) -> InputContainer:
     path = input_file(path)
     _check_complete(path)
     try:
-        # An absolute path, since ffmpeg would take "a:b.mp4" for a protocol.
-        container = av.open(str(path.absolute()), metadata_errors="replace")
+        # An absolute path, since ffmpeg would take "a:b.mp4" for a protocol. A playlist must not reach the network.
+        local = {"protocol_whitelist": "file"}
+        container = av.open(str(path.absolute()), options=local, metadata_errors="replace")
     except av.FFmpegError as error:
         raise InputError(f"{path} is not a video or sound file that can be read") from error
     name = container.format.name
@@ -214,7 +217,8 @@ class VideoReader:
 
     Args:
         path: the file
-        start, stop: read this part of it alone, in seconds from its first frame (stop: None for its end)
+        start: read from here on alone, in seconds from its first frame
+        stop: read up to here alone; None for its end
         threads: whether to decode with several; what they make of damaged parts differs from time to time
 
     Attributes:
@@ -224,7 +228,7 @@ class VideoReader:
         has_audio: whether there is a sound track
 
     Raises InputError: missing, unreadable or empty file, not a video, no picture (also sound with cover art),
-    truncated, nothing decodes. Warns, when iterated, if parts are damaged.
+    truncated, nothing decodes, frames beyond 8K. Warns, when iterated, if parts are damaged.
     """
 
     def __init__(self, path: PathLike, start: float = 0.0, stop: float | None = None, threads: bool = True) -> None:
@@ -240,6 +244,9 @@ class VideoReader:
             self._matrix = _display_matrix(first)
             aspect = stream.sample_aspect_ratio or Fraction(1)
             self._size = (max(1, round(first.width * aspect)), first.height)
+            if self._size[0] * self._size[1] > MAX_FRAME:
+                width, height = self._size
+                raise InputError(f"{path} has frames of {width}x{height} pixels; scale it to 8192x4320 or less")
             self.height, self.width = orient(self._rgb(first), self._matrix).shape[:2]
         with open_media(path) as container:
             self.duration = _scan(container, _require_picture(container, self.path))[1]
@@ -255,7 +262,7 @@ class VideoReader:
             if self.start and self._origin is not None and stream.time_base is not None:
                 # To the keyframe before it; frames that end before the start are passed over by `on_grid`.
                 container.seek(int((self._origin + self.start) / stream.time_base), stream=stream)
-            timed = _timed(frames, stream, self._origin, self.start)
+            timed = _timed(frames, stream, self._origin, self.start, self.path)
             for frame in islice(on_grid(timed), self.count):
                 yield orient(self._rgb(frame), self._matrix)
 
@@ -289,11 +296,15 @@ def on_grid(frames: Iterable[tuple[Fraction, Fraction, T]]) -> Iterator[T]:
 
 
 def _timed(
-    frames: Iterable[VideoFrame], stream: VideoStream, origin: Fraction | None, zero: Fraction
+    frames: Iterable[VideoFrame], stream: VideoStream, origin: Fraction | None, zero: Fraction, path: Path
 ) -> Iterator[tuple[Fraction, Fraction, VideoFrame]]:
-    """Give each frame its start, relative to `zero` seconds after the first frame (at `origin`), and its duration."""
+    """Give each frame its start, relative to `zero` seconds after the first frame (at `origin`), and its duration.
+
+    Raises InputError: a frame is shown for more than a minute.
+    """
     step = 1 / (stream.average_rate or Fraction(FPS))
     start = -step - zero
+    before = None
     for frame in frames:
         if frame.pts is None or frame.time_base is None:
             start += step
@@ -302,6 +313,11 @@ def _timed(
             origin = time if origin is None else origin
             start = max(time - origin - zero, start)
         duration = frame.duration * frame.time_base if frame.duration and frame.time_base else step
+        if max(duration, start - (start if before is None else before)) > MAX_STILL:
+            raise InputError(
+                f"{path} shows one picture for more than {MAX_STILL} s; it is damaged, or no video of speech"
+            )
+        before = start
         yield start, duration, frame
 
 
@@ -359,17 +375,16 @@ def write_video(
     audio: NDArray[np.float32] | None,
     sample_rate: int = 16000,
     comment: str | None = None,
+    generated: bool = True,
     model: str | None = None,
     signer: Signer | None = None,
-    generated: bool = True,
 ) -> int:
     """Write frames and sound to an MP4 (H.264 yuv420p, 25 fps, AAC, fast start); return the number of frames.
 
     The sound is cut, or filled up with silence, to the length of the picture. Frames are taken one at a time, in a
     thread of their own: the next ones are made while others are encoded (see `ahead`).
     The file appears under its name only when it is complete. Its metadata mark it as generated (see
-    `mssync.provenance`): the description and an XMP packet always do, the comment unless you give another one. Only
-    copies of recordings go without (`generated=False`).
+    `mssync.provenance`): the description and an XMP packet do, and the comment unless you give another one.
 
     Args:
         path: must end in .mp4; an existing file is replaced
@@ -379,9 +394,9 @@ def write_video(
             track
         sample_rate: Hz
         comment: the comment in the metadata, instead of the statement that the video is generated
+        generated: whether the pictures were made by a model; where not, nothing marks them so
         model: the name of the model, for the metadata; None to ask the frames for theirs (`Frames.model`)
-        signer: signs the file (C2PA); None for no signature
-        generated: whether the pictures were made by a model; where not, nothing of the above is written
+        signer: signs the file as generated (C2PA); None for no signature
 
     Raises InputError: the output cannot be written (noticed before the first frame is asked for), no frames.
     """
@@ -561,7 +576,8 @@ def probe(path: PathLike) -> MediaInfo:
             return _probe_image(path, image)
     with open_media(path) as container:
         origin = provenance.read(path, container.metadata)
-        sound = next(iter(container.streams.audio), None)
+        # A stream of a codec that ffmpeg does not know has no codec context, and with it no rate.
+        sound = next((stream for stream in container.streams.audio if stream.codec_context), None)
         rate, channels = (sound.rate, sound.channels) if sound is not None else (None, None)
         picture = picture_stream(container)
         if picture is None:

@@ -82,6 +82,11 @@ def test_a_comment_of_ones_own_leaves_the_marks(tmp_path):
         assert container.metadata["comment"] == "take 3"
 
 
+def test_a_copy_of_a_recording_is_not_marked(tmp_path):
+    write_video(tmp_path / "a.mp4", [np.zeros((32, 32, 3), np.uint8)] * 2, None, generated=False)
+    assert probe(tmp_path / "a.mp4").provenance is None
+
+
 def test_marks_of_others_and_of_first_versions(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"\0\0\0\x10ftypisom\0\0\0\0")
     assert provenance.read(tmp_path / "a.mp4", {}) is None

@@ -1,0 +1,21 @@
+# mssync in a container, for the CPU:
+#   docker build -t mssync .
+#   docker run --rm -v "$PWD:/work" mssync animate portrait.png speech.wav -o talking.mp4
+FROM python:3.12-slim
+
+# mediapipe's OpenCV wants libGL, its headless build does not; PyTorch without CUDA is a tenth of the size.
+COPY pyproject.toml README.md LICENSE /src/
+COPY mssync /src/mssync
+COPY configs /src/configs
+RUN pip install --no-cache-dir --index-url https://download.pytorch.org/whl/cpu 'torch>=2.6,<2.14' \
+    && pip install --no-cache-dir '/src[demo]' \
+    && pip uninstall --yes opencv-contrib-python \
+    && pip install --no-cache-dir --no-deps 'opencv-contrib-python-headless<4.12' \
+    && rm -rf /src
+
+# Not root. Give --user "$(id -u):$(id -g)" to write into a mounted folder of yours.
+RUN useradd --create-home mssync
+USER mssync
+WORKDIR /work
+ENTRYPOINT ["mssync"]
+CMD ["--help"]

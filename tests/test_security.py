@@ -1,0 +1,206 @@
+"""Files that mean harm: code in checkpoints, bombs, links, playlists, names."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import struct
+import threading
+import zipfile
+from contextlib import suppress
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from mssync import audio, errors, motion
+from mssync.audio import load_audio
+from mssync.errors import InputError, written_whole
+from mssync.motion import load_motion, save_motion
+from mssync.reenact.convert import read_checkpoint
+from mssync.video import VideoReader, open_media, probe, write_video
+from mssync.weights import load_model
+
+
+class Harm:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = str(place)
+
+    def __reduce__(self):
+        return os.mkdir, (self.place,)
+
+
+@pytest.fixture
+def harm(tmp_path):
+    place = tmp_path / "harmed"
+    yield Harm(place)
+    assert not place.exists()
+
+
+def test_pickled_checkpoints_are_refused_and_not_run(harm, tmp_path):
+    torch.save({"generator": harm}, tmp_path / "zip.pth.tar")
+    torch.save({"generator": harm}, tmp_path / "old.pth.tar", _use_new_zipfile_serialization=False)
+    (tmp_path / "bare.pth.tar").write_bytes(pickle.dumps(harm))
+    for name in ("zip.pth.tar", "old.pth.tar", "bare.pth.tar"):
+        with pytest.raises(InputError, match=r"refused|not a PyTorch checkpoint"):
+            read_checkpoint(tmp_path / name)
+        model = (tmp_path / name).rename(tmp_path / f"{name}.safetensors")
+        with pytest.raises(InputError, match="not a safetensors file"):
+            load_model(model)
+
+
+def test_a_run_does_not_go_on_from_a_pickled_checkpoint(harm, tmp_path):
+    pytest.importorskip("lightning")
+    from mssync.training.common import Run
+
+    torch.save({"model": harm}, tmp_path / "generator.pt")
+    with pytest.raises(InputError, match="damaged"):
+        Run(tmp_path, "generator", None, None).restore({})
+
+
+def test_motion_files_hold_no_objects_and_no_bombs(harm, tmp_path, monkeypatch):
+    fields = {"fps": 25, "reenactor": "compact", "source_size": [1, 1]}
+    np.savez(tmp_path / "objects.npz", motion=np.array([harm], object), **fields)
+    with pytest.raises(InputError, match="not a motion file"):
+        load_motion(tmp_path / "objects.npz")
+    header = {"descr": "<f4", "fortran_order": False, "shape": (1 << 40, 10, 6)}
+    with zipfile.ZipFile(tmp_path / "claim.npz", "w") as archive, archive.open("motion.npy", "w") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+    with pytest.raises(InputError, match="not a motion file"):
+        load_motion(tmp_path / "claim.npz")
+    with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr("motion.npy", bytes((1 << 24) + 1))
+    monkeypatch.setattr(motion, "MAX_FILE", 1 << 24)
+    with pytest.raises(InputError, match="unpacks to more"):
+        load_motion(tmp_path / "bomb.npz")
+
+
+def wav(path: Path, rate: int, seconds: float = 1) -> Path:
+    body = b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, rate, 2 * rate, 2, 16)
+    sound = bytes(round(2 * rate * seconds))
+    path.write_bytes(b"RIFF" + struct.pack("<I", len(body) + 8 + len(sound)) + body)
+    with path.open("ab") as file:
+        file.write(b"data" + struct.pack("<I", len(sound)) + sound)
+    return path
+
+
+def test_sound_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="has sound at 1 Hz"):
+        load_audio(wav(tmp_path / "slow.wav", 1, 32000))
+    monkeypatch.setattr(audio, "MAX_SECONDS", 9)
+    assert len(load_audio(wav(tmp_path / "nine.wav", 2000, 9))) == 9 * 16000
+    with pytest.raises(InputError, match=r"more than 0\.0025 hours of sound"):
+        load_audio(wav(tmp_path / "long.wav", 2000, 9.5))
+
+
+def test_sound_of_an_unknown_codec_is_no_sound(tmp_path):
+    data = bytearray(wav(tmp_path / "a.wav", 16000).read_bytes())
+    data[20:22] = b"\x77\x77"  # the format's number
+    (tmp_path / "a.wav").write_bytes(data)
+    with pytest.raises(InputError, match="neither pictures nor sound"):
+        probe(tmp_path / "a.wav")
+    with pytest.raises(InputError, match="cannot be decoded"):
+        load_audio(tmp_path / "a.wav")
+
+
+def test_frames_beyond_8k_are_refused_before_they_are_drawn(tmp_path):
+    with av.open(str(tmp_path / "wider.mkv"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 2048, 128, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(255, 1)
+        picture = np.zeros((2048, 128, 3), np.uint8)
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    with pytest.raises(InputError, match="32640x2048 pixels"):
+        probe(tmp_path / "wider.mkv")
+
+
+@pytest.mark.parametrize("times", [(0, 1, 62), (0, 61, 62), (0, 1, 10**7)])
+def test_a_damaged_time_stamp_is_no_endless_video(make_video, times):
+    path = make_video("a.mkv", [1, 2, 3], times)
+    with pytest.raises(InputError, match="for more than 60 s"):
+        for _ in VideoReader(path):
+            pass
+    assert len(list(VideoReader(make_video("b.mkv", [1, 2, 3], (0, 59, 60))))) == 60 * 25 + 1
+
+
+def test_playlists_reach_neither_the_network_nor_other_files(tmp_path):
+    write_video(tmp_path / "other.mp4", [np.zeros((64, 64, 3), np.uint8)] * 3, None)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.5)
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/a.ts"
+        asked: list[object] = []
+
+        def listen() -> None:
+            with suppress(TimeoutError):
+                asked.append(server.accept())
+
+        listener = threading.Thread(target=listen)
+        listener.start()
+        for name, text in {
+            "net.m3u8": f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{address}\n#EXT-X-ENDLIST\n",
+            "file.m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nother.mp4\n#EXT-X-ENDLIST\n",
+            "up.mp4": "ffconcat version 1.0\nfile ../../../../../../etc/hostname\n",
+            "concat.mp4": "ffconcat version 1.0\nfile other.mp4\n",
+            "page.mp4": f'<MPD xmlns="urn:mpeg:dash:schema:mpd:2011"><BaseURL>{address}</BaseURL></MPD>',
+        }.items():
+            (tmp_path / name).write_text(text)
+            with pytest.raises(InputError, match="is not a video or sound file"):
+                open_media(tmp_path / name)
+        listener.join()
+    assert not asked
+
+
+def test_an_output_that_is_a_link_does_not_write_through_it(tmp_path):
+    (tmp_path / "precious.txt").write_text("keep")
+    (tmp_path / "out.npz").symlink_to(tmp_path / "precious.txt")
+    save_motion(tmp_path / "out.npz", np.zeros((1, 10, 6), np.float32), reenactor="compact", source_size=(1, 1))
+    assert (tmp_path / "precious.txt").read_text() == "keep"
+    assert not (tmp_path / "out.npz").is_symlink()
+
+
+def test_a_link_planted_for_the_temporary_name_is_not_followed(tmp_path, monkeypatch):
+    class Guessed:
+        hex = "0" * 32
+
+    (tmp_path / "precious.txt").write_text("keep")
+    monkeypatch.setattr(errors.uuid, "uuid4", Guessed)
+    (tmp_path / f".mssync-{'0' * 12}.npz").symlink_to(tmp_path / "precious.txt")
+    with pytest.raises(InputError, match="cannot write"), written_whole(tmp_path / "a.npz", ".npz"):
+        pass
+    assert (tmp_path / "precious.txt").read_text() == "keep"
+
+
+@pytest.mark.parametrize("name", ["a:b.mp4", "-i.mp4", "%d.mp4", "http:.mp4", "a\nb.mp4", "<b>&.mp4", "pipe:0.mp4"])
+def test_strange_names_are_names(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    assert write_video(name, [np.zeros((64, 64, 3), np.uint8)] * 3, None) == 3
+    assert os.listdir(tmp_path) == [name]
+    assert len(list(VideoReader(name))) == 3
+    assert len(list(VideoReader(f"../{tmp_path.name}/{name}"))) == 3
+
+
+@pytest.mark.parametrize("kind", ["link in circles", "link to nothing", "pipe", "device", "folder", "name with a zero"])
+def test_what_is_no_file_is_refused(tmp_path, kind):
+    path = tmp_path / "a.mp4"
+    if kind == "link in circles":
+        path.symlink_to(path)
+    elif kind == "link to nothing":
+        path.symlink_to(tmp_path / "nothing")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path = Path("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path = tmp_path / "a\0.mp4"
+    for read in (probe, load_audio, VideoReader, load_motion):
+        with pytest.raises(InputError):
+            read(path)
