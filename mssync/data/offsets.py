@@ -29,7 +29,8 @@ QUIETEST = -12.0  # log energy: what is less is silence
 
 def estimate(folder: str | Path, clips: list[Clip]) -> dict[str, int]:
     """Measure and write offsets.json. Returns what was written."""
-    meter, offsets = SyncMeter.load(), {}
+    meter = SyncMeter.load()
+    offsets: dict[str, int] = {}
     curves: dict[str, list[tuple[Clip, np.ndarray]]] = {}
     for clip in clips:
         audio = _loudness_features(clip)
