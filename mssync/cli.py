@@ -524,6 +524,10 @@ def preprocess(
     single: Annotated[
         bool, typer.Option("--single/--several", help="Drop faces beside another one that may be the speaker's.")
     ] = True,
+    max_offset: Annotated[
+        float | None,
+        typer.Option(metavar="F", min=0, help="Drop tracks whose sound is more frames off.", show_default=False),
+    ] = None,
     features: Annotated[str, typer.Option(metavar="NAME", help="Audio features: logfbank or mfcc.")] = "logfbank",
     model: Annotated[
         str | None,
@@ -546,7 +550,7 @@ def preprocess(
     from mssync.data.prepare import Settings, prepare
     from mssync.data.tracks import Limits
 
-    limits = Limits(min_seconds, min_face, min_sharpness, single)
+    limits = Limits(min_seconds, min_face, min_sharpness, single, max_offset)
     settings = Settings(style, limits, features, model, layout, val, test, per_shard)
     _print_prepared(output, prepare(sources, output, settings, processes=workers, ray=ray))
 

@@ -53,6 +53,7 @@ MEAN_RADIUS = 2 * FPS  # frames to both sides over which landmarks lose their me
 SOUND_RADIUS = 5 * FPS * AUDIO_PER_VIDEO  # likewise of the sound, in audio frames
 QUIETEST = -14.0  # log energy of a peak-normalised sound: what is less is silence
 LIMIT = 5.0  # standard deviations
+PIECE, MARGIN = 1600, 400  # frames that are compared at once, and steps of what is seen around them: both of 8 and 25
 BLOCK = 1024  # windows embedded at once, so that memory does not grow with the video
 MINUTE = 60 * FPS  # frames whose faces are looked at together
 MIN_SECONDS = 1.0  # of a face: less is no base for anything
@@ -344,17 +345,40 @@ class SyncMeter(nn.Module):
             raise InputError(
                 f"{len(landmarks)} frames are too few to compare with sound; give at least {MOTION_WINDOW}"
             )
-        sound = sound_features(waveform, len(landmarks))
-        see = {"lips": lambda: mouth_motion(landmarks, self.skull.numpy()), "head": lambda: head_motion(landmarks)}
-        sums = {
-            part: level_sums(cast(Sequence[LevelSyncer], self.parts[part]), see[part](), sound, there, max_offset)
-            for part in parts
-        }
+        pieces = [
+            self._piece(landmarks, waveform, there, start, max_offset, parts) for start in range(0, len(there), PIECE)
+        ]
+        sums = {part: _joined([piece[part] for piece in pieces]) for part in parts}
         if not any(sums.values()):
             raise InputError(
                 f"no face is followed for {MOTION_WINDOW} frames in a row; the meter cannot compare anything"
             )
         return Comparison(sums, self.weights.numpy(), self.calibration.numpy())
+
+    def _piece(
+        self,
+        landmarks: np.ndarray,
+        waveform: np.ndarray,
+        found: np.ndarray,
+        start: int,
+        max_offset: int,
+        parts: Sequence[str],
+    ) -> dict[str, list[LevelSums]]:
+        """Distances of the windows in the minute from frame `start` on, by part; so memory stays as it is."""
+        margin = MARGIN * -(-(max_offset * 2 ** (LEVELS - 1) + MARGIN // 2) // MARGIN)  # what the outermost windows see
+        low, high = max(0, start - margin), min(len(landmarks), start + PIECE + margin)
+        heard = waveform[low * SAMPLES_PER_VIDEO : high * SAMPLES_PER_VIDEO]
+        sound = sound_features(heard if heard.size else np.zeros(1, np.float32), high - low)
+        seconds = slice((start - low) // FPS, -(-(min(start + PIECE, high) - low) // FPS))
+        sums = {}
+        for part in parts:
+            seen = landmarks[low:high]
+            motion = head_motion(seen) if part == "head" else mouth_motion(seen, self.skull.numpy())
+            levels = level_sums(
+                cast(Sequence[LevelSyncer], self.parts[part]), motion, sound, found[low:high], max_offset
+            )
+            sums[part] = [LevelSums(x.level, x.centred[seconds], x.mean[seconds], x.count[seconds]) for x in levels]
+        return sums
 
 
 def build_meter(config: dict[str, Any]) -> SyncMeter:
@@ -384,12 +408,23 @@ class LevelSums:
 def level_sums(
     nets: Sequence[LevelSyncer], motion: np.ndarray, sound: np.ndarray, found: np.ndarray, max_offset: int = MAX_OFFSET
 ) -> list[LevelSums]:
-    """Distances of a clip by the networks of levels 1, 2, …; without levels for which it is too short.
+    """Distances of a clip by the networks of levels 1, 2, …
 
     motion: (T, D), sound: (4T, 26), found: (T,) which frames count. max_offset: in frames of each level.
     """
-    made = (_level_sums(net, motion, sound, found, n, max_offset) for n, net in enumerate(nets, start=1))
-    return [level for level in made if level.count.any()]
+    return [_level_sums(net, motion, sound, found, n, max_offset) for n, net in enumerate(nets, start=1)]
+
+
+def _joined(pieces: list[list[LevelSums]]) -> list[LevelSums]:
+    """The levels of pieces of a clip, one after the other; without levels for which it is too short."""
+    joined = [
+        LevelSums(
+            level[0].level,
+            *(np.concatenate([getattr(x, name) for x in level]) for name in ("centred", "mean", "count")),
+        )
+        for level in zip(*pieces, strict=True)
+    ]
+    return [level for level in joined if level.count.any()]
 
 
 def _level_sums(

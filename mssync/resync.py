@@ -18,8 +18,6 @@ from mssync.video import open_media, picture_stream
 
 if TYPE_CHECKING:
     from av.container import InputContainer, OutputContainer
-    from av.packet import Packet
-    from av.stream import Stream
 
 FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
 SOUND = {".mp4": "aac", ".mov": "aac", ".mkv": "libopus", ".webm": "libopus"}  # where the sound cannot be copied
@@ -83,16 +81,17 @@ def shift_sound(path: PathLike, output: PathLike, milliseconds: float) -> str:
 class _Track:
     """Where the packets of a stream go. encoder: of sound that is decoded and encoded again."""
 
-    stream: Stream
+    stream: Any
     encoder: Any = None
 
 
 def _tracks(
-    source: InputContainer, target: OutputContainer, picture: Stream, suffix: str, path: Path
+    source: InputContainer, target: OutputContainer, picture: Any, suffix: str, path: Path
 ) -> dict[int, _Track]:
     """The track of each of the source's streams, by index; streams that the container cannot hold are left out."""
-    tracks = {}
-    for stream in source.streams:
+    tracks: dict[int, _Track] = {}
+    streams: Any = source.streams
+    for stream in streams:
         name = stream.codec_context.codec.canonical_name if stream.codec_context else ""
         played = stream.type != "audio" or name in PLAYED.get(suffix, {name})
         if played and name in target.supported_codecs:
@@ -110,10 +109,12 @@ def _tracks(
 
 
 def _write(
-    source: InputContainer, target: OutputContainer, tracks: dict[int, _Track], shift: Fraction, picture: Stream
+    source: InputContainer, target: OutputContainer, tracks: dict[int, _Track], shift: Fraction, picture: Any
 ) -> None:
     begin = _seconds(picture.start_time or 0, picture)
-    for packet in _timed(source.demux(*(source.streams[index] for index in tracks))):
+    chosen = [source.streams[index] for index in tracks]
+    packet: Any
+    for packet in _timed(source.demux(*chosen)):
         track = tracks[packet.stream.index]
         if track.encoder:
             for frame in packet.decode():
@@ -135,10 +136,10 @@ def _write(
             target.mux(track.encoder.encode(None))
 
 
-def _timed(packets: Iterator[Packet]) -> Iterator[Packet]:
+def _timed(packets: Iterator[Any]) -> Iterator[Any]:
     """Packets with a decoding time each: Matroska leaves out those before the first picture is shown. The empty
     packets at the end, which flush decoders, are kept for sound alone."""
-    waiting: dict[int, list[Packet]] = {}
+    waiting: dict[int, list[Any]] = {}
     for packet in packets:
         early = waiting.setdefault(packet.stream.index, [])
         if packet.pts is None:
@@ -154,5 +155,5 @@ def _timed(packets: Iterator[Packet]) -> Iterator[Packet]:
             yield packet
 
 
-def _seconds(time: int, clock: Stream | Packet) -> Fraction:
+def _seconds(time: int, clock: Any) -> Fraction:
     return time * clock.time_base if clock.time_base else Fraction(0)

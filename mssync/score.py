@@ -34,11 +34,12 @@ class Score:
     @property
     def says(self) -> str:
         """The verdict in words."""
-        if not self.reading.sure:
-            return (
-                f"cannot tell (probability {self.reading.probability:.2f}): lips and sound do not clearly fit anywhere"
-            )
-        return in_words(self.reading.milliseconds)
+        if self.reading.sure:
+            return in_words(self.reading.milliseconds)
+        unsure = f"(probability {self.reading.probability:.2f})"
+        if self.drift is not None and abs(self.drift) >= MIN_DRIFT_MS:
+            return f"no one offset fits {unsure}; {self.drift_in_words}"
+        return f"cannot tell {unsure}: lips and sound do not clearly fit anywhere"
 
     @property
     def drift(self) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from fractions import Fraction
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -62,6 +62,8 @@ def test_verdicts():
     assert a_score(probability=0.3).says.startswith("cannot tell (probability 0.30)")
     assert a_score().drift_in_words == "over time: steady"
     assert a_score(drift=-30).drift_in_words == "over time: the offset drifts by -120 ms"
+    unsteady = replace(a_score(drift=-30), reading=reading(0, 0.3))
+    assert unsteady.says == "no one offset fits (probability 0.30); over time: the offset drifts by -120 ms"
     assert "too few" in a_score(probability=0.3).drift_in_words
 
 
@@ -230,15 +232,16 @@ def test_conditions_keep_time(clicks, tmp_path):
         levels = np.array([frame.mean() for frame in VideoReader(tmp_path / "out.mp4")])[:75]
         assert abs(len(levels) - 75) <= 1
         shown = (levels - 10) / 3  # three grey levels more a frame
-        assert np.abs(shown - np.arange(len(shown))).max() < 1.4
+        behind = np.arange(len(shown)) - shown
+        assert abs(behind.mean()) < (0.7 if name == "variable" else 0.4)
+        assert np.abs(behind).max() < (4 if name == "variable" else 1.4)  # runs of frames are missing there
 
 
 def test_real_offset_is_mended(data_dir, tmp_path):
     """A real clip: shifted, mended, and then measured in sync."""
-    source = next(p for p in sorted((data_dir / "clips").glob("lrs3_0*.mp4")))
+    source = data_dir / "clips" / "lrs3_003.mp4"
     shift_sound(source, tmp_path / "late.mp4", 240)
     meter = m.SyncMeter.load()
     assert "sound is late" in resync(tmp_path / "late.mp4", tmp_path / "out.mp4", meter)
     seen = m.watch(tmp_path / "out.mp4", m.POINTS)
     assert meter.offset(seen.landmarks, seen.waveform).milliseconds == pytest.approx(0, abs=40)
-    assert Fraction(len(seen), 25) > 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,8 @@ from torchmetrics import Metric
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from mssync.errors import InputError
-from mssync.faces import head_pose
+from mssync.faces import FaceMesh, head_pose
+from mssync.metrics import identity
 from mssync.metrics.frechet import EfficientNetFeatures, add_pictures, frechet_distance, frechet_metric
 from mssync.metrics.frontal import RIGID, fit, frontalised, mean_rigid_face, rigid_face
 from mssync.metrics.head import PoseDistance, head_figures, head_poses, pose_windows, spectrum
@@ -81,7 +81,6 @@ def test_turning_a_sequence_leaves_lmd_unchanged(yaw: float, pitch: float) -> No
 def test_turning_real_landmarks_leaves_lmd_unchanged(data_dir: Path) -> None:
     from itertools import islice
 
-    from mssync.faces import FaceMesh
     from mssync.video import VideoReader
 
     mesh, videos = FaceMesh(), ("hdtf_001", "hdtf_003")
@@ -284,6 +283,29 @@ def test_other_weights_than_inceptions_are_refused(tmp_path: Path, monkeypatch: 
         load_inception("download")
 
 
+# Identity
+
+
+def test_a_face_stays_its_own(portrait: np.ndarray) -> None:
+    if not identity.available():
+        pytest.skip('needs the extra "identity"')
+    embedding, (face, *_) = identity.FaceEmbedding(), FaceMesh()(portrait)
+    own = embedding(portrait, face.landmarks)
+    darker = embedding((0.7 * portrait).astype(np.uint8), face.landmarks)
+    smaller = embedding(np.ascontiguousarray(portrait[::2, ::2]), face.landmarks / 2)
+    noise = np.random.default_rng(0).integers(0, 255, portrait.shape).astype(np.uint8)
+    assert own.shape == (128,)
+    assert np.linalg.norm(darker - own) < np.linalg.norm(smaller - own) < identity.SAME_PERSON
+    assert np.linalg.norm(embedding(noise, face.landmarks) - own) > identity.SAME_PERSON
+
+
+def test_identity_without_its_packages_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity, "MODULES", ("no_such_module",))
+    assert not identity.available()
+    with pytest.raises(InputError, match=r"mssync\[identity\]"):
+        identity.FaceEmbedding()
+
+
 # Several processes
 
 
@@ -313,11 +335,11 @@ def _work(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_find_what_one_does(tmp_path: Path) -> None:
+def test_two_processes_find_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = _metrics()
     for part in (0, 1):
         _update(metrics, part)
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     torch.multiprocessing.spawn(_work, (str(tmp_path),), nprocs=2)
     for rank in ("0", "1"):
         found = [float(v) for v in (tmp_path / rank).read_text().split()]

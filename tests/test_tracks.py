@@ -139,6 +139,13 @@ def test_objections(made: Track, reason: str | None) -> None:
     assert (found and found[0]) == reason
 
 
+def test_sound_that_is_off_is_an_objection_where_asked() -> None:
+    late = track(60, offset=-3.2)
+    assert objection(late, Limits()) is None
+    assert objection(late, Limits(max_offset=4)) is None
+    assert objection(late, Limits(max_offset=3)) == ("sound not in time", "-3.2 frames")
+
+
 def test_another_face_counts_while_it_is_there_and_when_it_is_large() -> None:
     one, small, later = track(100), track(100, height=40), track(50, start=75)
     assert tracks._others(one, [one, small, later]) == 0.25

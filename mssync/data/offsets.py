@@ -1,7 +1,7 @@
-"""By how much the sound of prepared clips is late: mouths open when speech gets loud.
+"""By how much the sound of prepared clips is late, for data whose streams were cut or encoded apart.
 
-A rough first measure, for data whose streams were cut or encoded apart: the lag at which the opening of the mouth
-correlates most with the loudness, of a clip, steadied by the clips of its corpus.
+The sync meter measures a clip. Where it cannot tell, mouths open when speech gets loud: a rough second measure is the
+lag at which the opening of the mouth correlates most with the loudness, of a clip, steadied by the clips of its corpus.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from mssync.audio import AUDIO_PER_VIDEO, features
 from mssync.data.clips import Clip
 from mssync.errors import written_whole
 from mssync.faces import mouth_opening
+from mssync.meter import FRAME_MS, SyncMeter
 from mssync.video import FPS
 
 OFFSETS = "offsets.json"  # by clip name, by how many video frames its sound is late; clips in time are left out
@@ -28,6 +29,8 @@ QUIETEST = -12.0  # log energy: what is less is silence
 
 def estimate(folder: str | Path, clips: list[Clip]) -> dict[str, int]:
     """Measure and write offsets.json. Returns what was written."""
+    meter = SyncMeter.load()
+    offsets: dict[str, int] = {}
     curves: dict[str, list[tuple[Clip, np.ndarray]]] = {}
     for clip in clips:
         audio = _loudness_features(clip)
@@ -35,10 +38,14 @@ def estimate(folder: str | Path, clips: list[Clip]) -> dict[str, int]:
         mouth = mouth_opening(clip.landmarks[: len(loudness)])
         if len(mouth) > 2 * FPS and mouth.std() > MIN_SPREAD:
             curves.setdefault(clip.entry.corpus, []).append((clip, lag_curve(mouth, loudness)))
-    offsets = {}
     for members in curves.values():
         corpus = np.average([c for _, c in members], axis=0, weights=[len(clip) for clip, _ in members])
         for clip, curve in members:
+            found = meter.offset(clip.landmarks, clip.waveform)
+            if found.sure:
+                late = -round(found.milliseconds / FRAME_MS)
+                offsets |= {clip.entry.name: late} if late else {}
+                continue
             steadied = (len(clip) * curve + CORPUS_FRAMES * corpus) / (len(clip) + CORPUS_FRAMES)
             late = int(steadied.argmax()) - MAX_LAG
             if late and steadied.max() > MIN_PEAK:

@@ -23,12 +23,14 @@ from mssync.data.readers import Job
 from mssync.data.tracks import BOXES, Limits, Track, find_tracks, objection
 from mssync.errors import InputError, written_whole
 from mssync.faces import Box, FaceMesh, crop
+from mssync.meter import FRAME_MS, SyncMeter
 from mssync.video import FPS, RGB, VideoReader
 
 JPEG_QUALITY = 95
 UNREADABLE, NO_SOUND, SILENT, NO_FACE = "unreadable", "no sound", "silent", "no face"
 MIN_REGION = 64  # pixels: a list's crop that leaves less of the picture is a mistake
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE}  # no fault of the video
+SHORTEST = FPS  # frames of a track from which on its offset is measured
 SECONDS, SECONDS_PER_MB = 900, 30  # a process that takes longer for a file hangs: real ones take a tenth of this
 
 
@@ -231,6 +233,8 @@ def _clips_of(job: Job, settings: Settings, tools: _Tools, scratch: Path, shard:
     kept: list[tuple[str, Track, np.ndarray]] = []
     for track in tracks:
         sound = waveform[track.start * SAMPLES_PER_VIDEO : track.stop * SAMPLES_PER_VIDEO]
+        if settings.limits.max_offset is not None:
+            track.offset = _offset(track, sound)
         against = objection(track, settings.limits) or _silence(sound)
         name = "" if against else job.key + (f"+{len(kept)}" if kept else "")
         if against is None:
@@ -257,6 +261,19 @@ def _sound(job: Job) -> np.ndarray:
     """The job's sound (n,) float32, mono at 16 kHz."""
     stop = None if job.stop is None else round(job.stop * SAMPLE_RATE)
     return load_audio(job.path)[round(job.start * SAMPLE_RATE) : stop]
+
+
+def _offset(track: Track, sound: np.ndarray) -> float:
+    """Frames by which a track's sound leads; 0 where the sync meter cannot tell."""
+    if len(track) < SHORTEST or not sound.size:
+        return 0.0
+    found = _meter().offset(track.landmarks, sound)
+    return found.milliseconds / FRAME_MS if found.sure else 0.0
+
+
+@lru_cache(maxsize=1)
+def _meter() -> SyncMeter:
+    return SyncMeter.load()
 
 
 def _silence(sound: np.ndarray) -> tuple[str, str] | None:

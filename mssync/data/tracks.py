@@ -45,7 +45,8 @@ class Track:
     """A face from frame `start` on: landmarks (T, 478, 3) float32 in pixels (gaps interpolated), and what it is like.
 
     missing: share of frames in which it was not found. others: share of frames in which another face of comparable
-    size is there. sharpness: median variance of the Laplacian over the face at 128 × 128, 8-bit grey.
+    size is there. sharpness: median variance of the Laplacian over the face at 128 × 128, 8-bit grey. offset: frames
+    by which its sound leads, as far as somebody measured and found out.
     """
 
     start: int
@@ -53,6 +54,7 @@ class Track:
     missing: float
     sharpness: float
     others: float = 0.0
+    offset: float = 0.0
 
     def __len__(self) -> int:
         return len(self.landmarks)
@@ -312,13 +314,15 @@ class Limits:
     """What a track must be like to be kept.
 
     min_seconds: length. min_face: median height of the face in the source's pixels. min_sharpness: see Track.
-    single: whether there must be no other face of comparable size, who might be the one that speaks.
+    single: whether there must be no other face of comparable size, who might be the one that speaks. max_offset:
+    frames that lips and sound may be apart; None: they are not measured.
     """
 
     min_seconds: float = 2.0
     min_face: int = 48
     min_sharpness: float = 15.0
     single: bool = True
+    max_offset: float | None = None
 
 
 @dataclass(frozen=True)
@@ -329,8 +333,7 @@ class _Filter:
     fails: Callable[[float, Limits], bool]
 
 
-# In the order in which they are asked. A measure of how far the sound is late belongs here as well: give Track the
-# number, and this list a line.
+# In the order in which they are asked.
 FILTERS = (
     _Filter("too short", lambda t: len(t) / FPS, "s", lambda v, limits: v < limits.min_seconds),
     _Filter("face often missing", lambda t: 100 * t.missing, "% of frames", lambda v, limits: v > 100 * MAX_MISSING),
@@ -341,6 +344,12 @@ FILTERS = (
         lambda t: 100 * t.others,
         "% of frames",
         lambda v, limits: limits.single and v > 100 * MAX_OTHERS,
+    ),
+    _Filter(
+        "sound not in time",
+        lambda t: t.offset,
+        "frames",
+        lambda v, limits: limits.max_offset is not None and abs(v) > limits.max_offset,
     ),
 )
 

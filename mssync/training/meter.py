@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -269,7 +269,7 @@ def train(config: Config, data: str | Path, run_dir: str | Path, max_minutes: fl
     )
     trained["head"] = fit(_Stage("head", "head", free, free_val, HEAD_LEVELS, settings.head_steps))
     for part, syncers in trained.items():
-        for own, new in zip(meter.parts[part], syncers, strict=True):  # type: ignore[arg-type]
+        for own, new in zip(cast(nn.ModuleList, meter.parts[part]), syncers, strict=True):
             own.load_state_dict(new.state_dict())
     meter.skull.copy_(torch.from_numpy(skull))
     figures = calibrate(meter.eval(), checks)
@@ -357,14 +357,15 @@ def _by_level(name: str, shares: Tensor) -> dict[str, float]:
 def _set_statistics(levels: Levels, examples: list[Example]) -> None:
     """Mean and deviation of every level's motion and sound, over all examples."""
     count = len(levels.syncers)
-    motion, sound = [[] for _ in range(count)], [[] for _ in range(count)]
+    motion: list[list[Tensor]] = [[] for _ in range(count)]
+    sound: list[list[Tensor]] = [[] for _ in range(count)]
     for example in examples:
         for kept, values in ((motion, example.motion), (sound, example.sound)):
             for level, x in zip(kept, pyramid(torch.from_numpy(values)[None], count), strict=True):
                 level.append(x[0])
     for net, moves, sounds in zip(levels.syncers, motion, sound, strict=True):
-        for norm, values in ((net.motion_norm, torch.cat(moves)), (net.sound_norm, torch.cat(sounds))):
-            norm.set_statistics(values.mean(0), values.std(0))  # type: ignore[operator, union-attr]
+        for norm, rows in ((net.motion_norm, torch.cat(moves)), (net.sound_norm, torch.cat(sounds))):
+            norm.set_statistics(rows.mean(0), rows.std(0))  # type: ignore[operator, union-attr]
 
 
 # Offsets of the training clips
@@ -468,7 +469,7 @@ def _fitted_weights(evidence: list[np.ndarray], true: list[float]) -> np.ndarray
         value.backward()
         return value
 
-    optimizer.step(loss)  # type: ignore[arg-type]
+    optimizer.step(loss)
     return logs.detach().exp().numpy()
 
 
