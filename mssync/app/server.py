@@ -56,6 +56,7 @@ MAX_TEXT = 1000  # characters of a text message
 MAX_SOUND_BYTES = 2 * SAMPLE_RATE  # of a message: a second
 AHEAD = 2.0  # seconds that sound may be ahead of the clock; then it is not read for a while
 IDLE = 30.0  # seconds without a message after which a session is closed
+FAREWELL = 5.0  # seconds that a client has to answer the last frames
 WINDOW = 10  # frames that are sent and not yet seen
 WAITING = 5  # frames that wait for a slow client; the oldest of more is left out
 HEADER = struct.Struct("<Id")  # of a frame: index, seconds
@@ -141,7 +142,7 @@ class _Live:
             await self._serve(socket)
         except InputError as error:
             await _refuse(socket, str(error), REFUSED)
-        except TimeoutError:
+        except asyncio.TimeoutError:
             await _refuse(socket, f"nothing came for {IDLE:.0f} s", REFUSED)
         except WebSocketDisconnect:
             pass
@@ -201,11 +202,11 @@ class _Live:
         while not sending.done():
             receiving = asyncio.create_task(_receive(socket))
             await asyncio.wait({receiving, sending}, return_when=asyncio.FIRST_COMPLETED)
-            if receiving.done() and isinstance(receiving.exception(), TimeoutError) and speaker.busy():
+            if receiving.done() and isinstance(receiving.exception(), asyncio.TimeoutError) and speaker.busy():
                 continue  # it is the engine that is late
             if not receiving.done():
                 receiving.cancel()
-                with suppress(asyncio.CancelledError, WebSocketDisconnect, TimeoutError):
+                with suppress(asyncio.CancelledError, WebSocketDisconnect, asyncio.TimeoutError):
                     await receiving
                 break
             message = receiving.result()
@@ -269,11 +270,18 @@ class _Outgoing:
             await _refuse(self.socket, "this session broke; see the server's messages", BROKEN)
         else:
             await self.socket.send_json({"type": "end", "frames": self.frames})
+            with suppress(asyncio.TimeoutError):  # answers still under way should find an open door
+                await asyncio.wait_for(self._all_seen(), FAREWELL)
             await self.socket.close()
+
+    async def _all_seen(self) -> None:
+        while self.under_way:
+            self.changed.clear()
+            await self.changed.wait()
 
 
 async def _receive(socket: WebSocket) -> str | bytes:
-    """The next message. Raises WebSocketDisconnect, TimeoutError."""
+    """The next message. Raises WebSocketDisconnect, asyncio.TimeoutError."""
     message = await asyncio.wait_for(socket.receive(), IDLE)
     if message["type"] == "websocket.disconnect":
         raise WebSocketDisconnect(message.get("code", 1005))
