@@ -38,7 +38,7 @@ from mssync.motion import (
     save_motion,
 )
 from mssync.reenact import SIZE, Reenactor, motion_space
-from mssync.video import FPS, VideoReader, read_image
+from mssync.video import FPS, MAX_SIDE, VideoReader, read_image
 
 if TYPE_CHECKING:
     from mssync.generator import Generator
@@ -481,6 +481,8 @@ def read_speech(audio: PathLike | np.ndarray) -> np.ndarray:
 def _checked_picture(image: np.ndarray) -> np.ndarray:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise InputError(f"an image must be uint8 (height, width, 3), got {image.dtype} {image.shape}")
+    if max(image.shape) > MAX_SIDE:
+        raise InputError(f"the image is {image.shape[1]}x{image.shape[0]} pixels; scale it to {MAX_SIDE} or less")
     return image
 
 

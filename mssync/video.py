@@ -41,6 +41,7 @@ T = TypeVar("T")
 FPS = 25
 FRAME = Fraction(1, FPS)  # seconds
 MAX_FRAME = 8192 * 4320  # pixels: 8K; a small file can claim far more, and every frame takes three bytes a pixel
+MAX_SIDE = 32000  # pixels: beyond 32,766 mediapipe's OpenCV ends the whole program
 MAX_STILL = 60  # seconds that one frame may be shown: a damaged time stamp asks for years of it
 MIN_SIDE = 32  # pixels: a picture smaller than this holds no face to work with
 BACKGROUND = (255, 255, 255)  # what shows through transparent pixels
@@ -62,7 +63,7 @@ def read_image(path: PathLike) -> RGB:
     read.
 
     Raises InputError: missing, unreadable or empty file, not a picture, damaged, too large, a side under 32
-    pixels, floating-point samples.
+    or over 32000 pixels, floating-point samples.
     """
     path = input_file(path)
     image = _identify(path)
@@ -74,6 +75,8 @@ def read_image(path: PathLike) -> RGB:
                 f"{path} is only {image.width}x{image.height} pixels; "
                 f"a picture must be at least {MIN_SIDE} pixels wide and high"
             )
+        if max(image.size) > MAX_SIDE:
+            raise InputError(f"{path} is {image.width}x{image.height} pixels; scale it to sides of {MAX_SIDE} or less")
         if image.mode == "F":
             raise InputError(f"{path} has floating-point samples; save it with 8 or 16 bits a channel")
         try:
@@ -244,7 +247,7 @@ class VideoReader:
             self._matrix = _display_matrix(first)
             aspect = stream.sample_aspect_ratio or Fraction(1)
             self._size = (max(1, round(first.width * aspect)), first.height)
-            if self._size[0] * self._size[1] > MAX_FRAME:
+            if self._size[0] * self._size[1] > MAX_FRAME or max(self._size) > MAX_SIDE:
                 width, height = self._size
                 raise InputError(f"{path} has frames of {width}x{height} pixels; scale it to 8192x4320 or less")
             self.height, self.width = orient(self._rgb(first), self._matrix).shape[:2]

@@ -16,13 +16,17 @@ import av
 import numpy as np
 import pytest
 import torch
+from fakes import FakeReenactor
+from PIL import Image
 
-from mssync import audio, errors, motion
+from mssync import audio, errors, motion, video
+from mssync.animate import Pipeline
 from mssync.audio import load_audio
 from mssync.errors import InputError, written_whole
+from mssync.faces import FaceMesh
 from mssync.motion import load_motion, save_motion
 from mssync.reenact.convert import read_checkpoint
-from mssync.video import VideoReader, open_media, probe, write_video
+from mssync.video import VideoReader, open_media, probe, read_image, write_video
 from mssync.weights import load_model
 
 
@@ -109,7 +113,7 @@ def test_sound_of_an_unknown_codec_is_no_sound(tmp_path):
         load_audio(tmp_path / "a.wav")
 
 
-def test_frames_beyond_8k_are_refused_before_they_are_drawn(tmp_path):
+def test_frames_beyond_8k_are_refused_before_they_are_drawn(tmp_path, monkeypatch):
     with av.open(str(tmp_path / "wider.mkv"), "w") as container:
         stream = container.add_stream("mpeg4", rate=25)
         stream.height, stream.width, stream.pix_fmt = 2048, 128, "yuv420p"
@@ -117,8 +121,10 @@ def test_frames_beyond_8k_are_refused_before_they_are_drawn(tmp_path):
         picture = np.zeros((2048, 128, 3), np.uint8)
         container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
-    with pytest.raises(InputError, match="32640x2048 pixels"):
-        probe(tmp_path / "wider.mkv")
+    for longest in (32000, 40000):  # the longest side is one bound, the area another
+        monkeypatch.setattr(video, "MAX_SIDE", longest)
+        with pytest.raises(InputError, match="32640x2048 pixels"):
+            probe(tmp_path / "wider.mkv")
 
 
 @pytest.mark.parametrize("times", [(0, 1, 62), (0, 61, 62), (0, 1, 10**7)])
@@ -128,6 +134,16 @@ def test_a_damaged_time_stamp_is_no_endless_video(make_video, times):
         for _ in VideoReader(path):
             pass
     assert len(list(VideoReader(make_video("b.mkv", [1, 2, 3], (0, 59, 60))))) == 60 * 25 + 1
+
+
+def test_sides_that_end_mediapipe_are_refused(tmp_path):
+    Image.new("L", (32767, 40)).save(tmp_path / "long.png")
+    with pytest.raises(InputError, match="32767x40 pixels"):
+        read_image(tmp_path / "long.png")
+    with pytest.raises(InputError, match="40x32767 pixels"):
+        Pipeline(FakeReenactor(), None).portrait(np.zeros((32767, 40, 3), np.uint8))
+    Image.new("L", (32000, 40)).save(tmp_path / "still.png")
+    assert FaceMesh()(read_image(tmp_path / "still.png")) == []
 
 
 def test_playlists_reach_neither_the_network_nor_other_files(tmp_path):
