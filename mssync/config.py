@@ -226,9 +226,9 @@ def load_config(name_or_path: PathLike, overrides: Sequence[str] = ()) -> Config
     config = OmegaConf.structured(Config)
     source = str(path)
     try:
-        for path in reversed(_with_bases(path)):
-            source = str(path)
-            loaded = OmegaConf.load(path)
+        for file in reversed(_with_bases(path)):
+            source = str(file)
+            loaded = OmegaConf.load(file)
             if isinstance(loaded, DictConfig):
                 loaded.pop(BASE, None)
             _check_keys(OmegaConf.to_container(loaded), source)
