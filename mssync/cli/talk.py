@@ -1,0 +1,307 @@
+"""Commands that make talking videos."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mssync.cli.common import (
+    DEMO_SPEECH,
+    TALKING,
+    ModelOption,
+    VideoArgument,
+    VideoOutput,
+    app,
+    check_files,
+    finished,
+    need,
+    stderr_console,
+    waiting,
+)
+from mssync.errors import InputError, written_whole
+
+if TYPE_CHECKING:
+    from mssync.animate import Frames
+    from mssync.signing import Signer
+
+# Arguments and options that several commands share.
+
+ImageArgument = Annotated[
+    Path,
+    typer.Argument(metavar="IMAGE", help="A picture with a face (jpg, png, webp, …).", show_default=False),
+]
+
+MotionOutput = Annotated[
+    Path,
+    typer.Option("-o", "--output", metavar="FILE.npz", help="The motion file to write.", show_default=False),
+]
+
+SizeOption = Annotated[
+    int, typer.Option(metavar="N", help="Width and height of the video in pixels: even, 64 to 1024.")
+]
+
+PasteOption = Annotated[
+    bool,
+    typer.Option("--paste-back", help="Put the moving face back into the full picture (ignores --size)."),
+]
+
+BadgeOption = Annotated[bool, typer.Option("--badge", help="Draw a small mark, AI, into the lower right corner.")]
+
+SignOption = Annotated[
+    Path | None,
+    typer.Option(metavar="CERT.pem", help="Sign the video (C2PA) with this certificate.", show_default=False),
+]
+
+KeyOption = Annotated[
+    Path | None, typer.Option(metavar="KEY.pem", help="The private key of --sign.", show_default=False)
+]
+
+DeviceOption = Annotated[str, typer.Option(metavar="NAME", help="Where to compute: cpu, cuda or mps.")]
+
+SaveMotionOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE.npz", help="Also write the motion, for `mssync render`.", show_default=False),
+]
+
+
+# Talking videos
+
+
+@app.command(rich_help_panel=TALKING)
+def animate(
+    image: ImageArgument,
+    audio: Annotated[
+        Path,
+        typer.Argument(
+            metavar="AUDIO", help="Speech (wav, mp3, m4a, flac, ogg, or a video's sound).", show_default=False
+        ),
+    ],
+    output: VideoOutput,
+    head_motion: Annotated[
+        float, typer.Option(metavar="F", help="How far the head moves: 0 still, 1 as generated, up to 2.")
+    ] = 1.0,
+    expression: Annotated[
+        float, typer.Option(metavar="F", help="How strongly mouth and face move: 0 to 2, 1 as generated.")
+    ] = 1.0,
+    smooth: Annotated[float, typer.Option(metavar="F", help="Smooth the motion over F frames: 0 (off) to 25.")] = 0.0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of random numbers (the shipped models draw none).")] = 0,
+    size: SizeOption = 256,
+    paste_back: PasteOption = False,
+    model: ModelOption = "compact",
+    device: DeviceOption = "cpu",
+    save_motion: SaveMotionOption = None,
+    badge: BadgeOption = False,
+    sign: SignOption = None,
+    key: KeyOption = None,
+) -> None:
+    """Make a portrait speak: a picture and a recording in, a talking video out."""
+    check_files([image, audio], [(output, ".mp4"), (save_motion, ".npz")])
+    signer = load_signer(sign, key)
+    from mssync.animate import check_options, load
+
+    check_options(head_motion=head_motion, expression=expression, smooth=smooth, seed=seed, size=size)
+    talker = load(model, device)
+    with waiting("listening"):
+        frames = talker.animate(
+            image,
+            audio,
+            head_motion=head_motion,
+            expression=expression,
+            smooth=smooth,
+            seed=seed,
+            size=size,
+            paste_back=paste_back,
+        )
+    write_frames(output, frames, save_motion, badge, signer)
+
+
+@app.command(rich_help_panel=TALKING)
+def reenact(
+    image: ImageArgument,
+    video: VideoArgument,
+    output: VideoOutput,
+    absolute: Annotated[
+        bool,
+        typer.Option("--absolute", help="Take over pose and proportions too, instead of the changes alone."),
+    ] = False,
+    best_frame: Annotated[
+        bool, typer.Option(help="Count changes from the frame most like the picture, not from the first.")
+    ] = True,
+    size: SizeOption = 256,
+    paste_back: PasteOption = False,
+    model: ModelOption = "compact",
+    device: DeviceOption = "cpu",
+    save_motion: SaveMotionOption = None,
+    badge: BadgeOption = False,
+    sign: SignOption = None,
+    key: KeyOption = None,
+) -> None:
+    """Move a portrait like the face in a video; the video's sound comes along."""
+    check_files([image, video], [(output, ".mp4"), (save_motion, ".npz")])
+    signer = load_signer(sign, key)
+    from mssync.animate import check_options, load
+
+    check_options(size=size)
+    talker = load(model, device)
+    with waiting("watching the driving video"):
+        frames = talker.reenact(
+            image,
+            video,
+            relative_motion=not absolute,
+            best_frame=best_frame,
+            size=size,
+            paste_back=paste_back,
+        )
+    write_frames(output, frames, save_motion, badge, signer)
+
+
+@app.command(rich_help_panel=TALKING)
+def motion(
+    video: VideoArgument,
+    output: MotionOutput,
+    model: ModelOption = "compact",
+    device: DeviceOption = "cpu",
+) -> None:
+    """Read the motion of the face in a video into a file."""
+    check_files([video], [(output, ".npz")])
+    from mssync.animate import load
+    from mssync.motion import save_motion
+    from mssync.video import VideoReader
+
+    talker = load(model, device)
+    with waiting("watching the video"):
+        values = talker.motion(video)
+    reader = VideoReader(video)
+    save_motion(output, values, reenactor=talker.name, source_size=(reader.height, reader.width))
+    finished(output, f"{len(values)} frames of motion")
+
+
+@app.command(rich_help_panel=TALKING)
+def render(
+    image: ImageArgument,
+    motion: Annotated[
+        Path,
+        typer.Argument(metavar="FILE.npz", help="A motion file (see --save-motion).", show_default=False),
+    ],
+    output: VideoOutput,
+    audio: Annotated[
+        Path | None, typer.Option(metavar="AUDIO", help="Sound for the video.", show_default=False)
+    ] = None,
+    size: SizeOption = 256,
+    paste_back: PasteOption = False,
+    model: ModelOption = "compact",
+    device: DeviceOption = "cpu",
+    badge: BadgeOption = False,
+    sign: SignOption = None,
+    key: KeyOption = None,
+) -> None:
+    """Draw a portrait under the motion of a file, as it is."""
+    check_files([image, motion, audio], [(output, ".mp4")])
+    signer = load_signer(sign, key)
+    from mssync.animate import check_options, load
+    from mssync.audio import load_audio
+
+    check_options(size=size)
+    frames = load(model, device).render(image, motion, size=size, paste_back=paste_back)
+    frames.audio = None if audio is None else load_audio(audio)
+    write_frames(output, frames, badge=badge, signer=signer)
+
+
+@app.command(rich_help_panel=TALKING)
+def demo(
+    output: VideoOutput,
+    model: ModelOption = "compact",
+    device: DeviceOption = "cpu",
+) -> None:
+    """Write a demo video: a public-domain portrait (Eileen Collins, NASA) speaks a sentence."""
+    check_files([DEMO_SPEECH], [(output, ".mp4")])
+    need("skimage", "demo")
+    from skimage.data import astronaut
+
+    from mssync.animate import load
+
+    with waiting("listening"):
+        frames = load(model, device).animate(astronaut(), DEMO_SPEECH)
+    write_frames(output, frames)
+
+
+@app.command(rich_help_panel=TALKING)
+def serve(
+    portrait: Annotated[
+        Path | None,
+        typer.Option(metavar="IMAGE", help="Who speaks for visitors without a picture.", show_default=False),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(metavar="NAME", help="Address to listen on; others than this machine need a token.")
+    ] = ("127.0.0.1"),
+    port: Annotated[int, typer.Option(metavar="N", min=1, max=65535)] = 8765,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="What visitors must know; made up for hosts that need one.", show_default=False
+        ),
+    ] = None,
+    sessions: Annotated[int, typer.Option(metavar="N", min=1, help="How many may speak at once.")] = 4,
+    model: ModelOption = "compact",
+    device: DeviceOption = "cpu",
+) -> None:
+    """Open a page on which a portrait talks while you speak into the microphone."""
+    check_files([portrait], [])
+    for module in ("starlette", "uvicorn", "websockets"):
+        need(module, "app")
+    from mssync.animate import load
+    from mssync.app.server import address, create_app, local
+    from mssync.app.server import serve as run
+
+    if token is None and not local(host):
+        import secrets
+
+        token = secrets.token_urlsafe(16)
+    with waiting("loading"):
+        server = create_app(load(model, device, live=True), portrait, token=token, sessions=sessions)
+    typer.echo(f"open {address(host, port, token)} (Ctrl-C ends)")
+    run(server, host, port)
+
+
+def load_signer(certificate: Path | None, key: Path | None) -> Signer | None:
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise InputError("--sign and --key go together: a certificate and its private key")
+    from mssync.signing import Signer
+
+    return Signer(certificate, key)
+
+
+def write_frames(
+    output: Path,
+    frames: Frames,
+    save_motion: Path | None = None,
+    badge: bool = False,
+    signer: Signer | None = None,
+) -> None:
+    """Write the video, then the motion where it is asked for: a run that fails leaves neither."""
+    from mssync.provenance import badged
+    from mssync.video import FPS, write_video
+
+    pictures = badged(frames) if badge else frames
+    with ExitStack() as both:
+        if save_motion is not None:
+            frames.save_motion(both.enter_context(written_whole(save_motion, ".npz")))
+        count = write_video(
+            output, with_progress(pictures, "drawing", len(frames)), frames.audio, model=frames.model, signer=signer
+        )
+    finished(output, f"{count / FPS:.2f} s, {count} frames")
+
+
+def with_progress(items: Iterator[Any], label: str, total: int) -> Iterator[Any]:
+    from rich.progress import track
+
+    console = stderr_console()
+    if not console.is_terminal:
+        return items
+    return iter(track(items, label, total=total, console=console, transient=True))
