@@ -10,6 +10,7 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +52,7 @@ class Study:
         self, data: Path, syncers: Path, runs: Path, split: str = "val", overrides: Sequence[str] = ()
     ) -> None:
         self.data, self.syncers, self.runs, self.overrides = data, syncers, runs, list(overrides)
-        self.judges = list(load_syncers(syncers).syncers)
+        self.judges: Any = list(load_syncers(syncers).syncers)
         self.clips: list[Clip] = read_sequences(data, split, MIN_FRAMES)
 
     def variant(self, name: str, steps: int) -> Variant:
