@@ -79,7 +79,7 @@ def small() -> Config:
             "reenactor_training.sharp_steps=2", "reenactor_training.motion_batch=2", "reenactor_training.low_batch=2",
             "reenactor_training.full_batch=2", "reenactor_training.workers=0", "reenactor_training.precision=32-true",
             "syncer.width=8", "syncer.embedding=16", "syncer.depth=1",
-            "syncer_training.batch=12", "syncer_training.iterations=4", "syncer_training.frames=75",
+            "syncer_training.batch=12", "syncer_training.iterations=4", "syncer_training.frames=70",
             "generator.width=32", "generator.heads=2", "generator.layers=1", "generator.audio_width=16",
             "generator.branch_hidden=16", "generator_training.batch=2", "generator_training.iterations=3",
             "generator_training.decay_iterations=1", "discriminator.frame_hidden=16",
