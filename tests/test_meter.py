@@ -19,7 +19,7 @@ from mssync.data import shards
 from mssync.data.clips import Entry, write_index
 from mssync.errors import InputError
 from mssync.faces import CANONICAL_FILE, mirrored_landmarks
-from mssync.metrics import sync
+from mssync.metrics import recovery
 from mssync.pyramid import pyramid
 from mssync.training import meter as training
 from mssync.video import write_video

@@ -15,7 +15,7 @@ from mssync import cli, score
 from mssync import meter as m
 from mssync.audio import load_audio
 from mssync.errors import InputError
-from mssync.metrics import sync
+from mssync.metrics import recovery
 from mssync.resync import resync, shift_sound
 from mssync.score import Score, in_words
 from mssync.video import VideoReader
@@ -213,10 +213,10 @@ def test_shifted_clips():
 
 def test_summary_counts_clips():
     def trial(name: str, shift: int, measured: float, own: float = 0.0, sure: bool = True, seconds: float = 5.0):
-        return sync.Trial(name, "", "shifted", seconds, shift, measured, own, 0.9, sure)
+        return recovery.Trial(name, "", "shifted", seconds, shift, measured, own, 0.9, sure)
 
     trials = [trial("a", 2, 2.4), trial("a", -3, 7, sure=False), trial("b", 1, 4.2, own=3.0, seconds=2)]
-    table = sync.summary(trials)
+    table = recovery.summary(trials)
     assert table["all"]["within 1"].value == pytest.approx((0.5 + 0) / 2)
     assert table["all"]["within 1 of own"].value == pytest.approx((0.5 + 1) / 2)
     assert table["4 s or more"]["within 1"].clips == 1
@@ -227,7 +227,7 @@ def test_conditions_keep_time(clicks, tmp_path):
     """The burst stays where it is among the pictures, whatever the frame rate."""
     source = clicks("a.mp4")
     for name in ("29.97 fps", "50 fps", "variable"):
-        sync.encode_again(source, tmp_path / "out.mp4", sync.CONDITIONS[name])
+        sync.encode_again(source, tmp_path / "out.mp4", recovery.CONDITIONS[name])
         assert onset(tmp_path / "out.mp4") == pytest.approx(onset(source), abs=0.01)
         levels = np.array([frame.mean() for frame in VideoReader(tmp_path / "out.mp4")])[:75]
         assert abs(len(levels) - 75) <= 1

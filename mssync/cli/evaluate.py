@@ -236,20 +236,20 @@ def eval_meter(
 
     from mssync.data.clips import read_clips
     from mssync.meter import SyncMeter
-    from mssync.metrics import sync
+    from mssync.metrics import recovery
     from mssync.score import find_videos
 
     loaded, trials, tables = SyncMeter.load(meter), [], {}
     if data:
-        trials = list(sync.recover(loaded, read_clips(data, split)))
-        tables[f"{split}: sound shifted by -8 to 8 frames"] = sync.summary(trials)
+        trials = list(recovery.recover(loaded, read_clips(data, split)))
+        tables[f"{split}: sound shifted by -8 to 8 frames"] = recovery.summary(trials)
     if plot is not None and trials:
         with written_whole(plot, ".png") as temporary:
-            sync.plot_confusion(trials, temporary)
+            recovery.plot_confusion(trials, temporary)
     if videos:
-        pairs = list(sync.recover_files(loaded, find_videos(videos)))
-        tables["videos, encoded again and shifted"] = sync.summary([trial for trial, _ in pairs])
-        tables["videos, mended"] = {"all": sync.mending(pairs)}
+        pairs = list(recovery.recover_files(loaded, find_videos(videos)))
+        tables["videos, encoded again and shifted"] = recovery.summary([trial for trial, _ in pairs])
+        tables["videos, mended"] = {"all": recovery.mending(pairs)}
         trials += [trial for pair in pairs for trial in pair if trial]
     if output is not None:
         write_csv(output, [asdict(trial) for trial in trials])
