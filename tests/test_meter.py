@@ -223,7 +223,7 @@ def test_shipped_meter_follows_a_shift(data_dir: Path):
     meter, seen = m.SyncMeter.load(), m.watch(data_dir / "clips" / "lrs3_003.mp4", m.POINTS)
     own = meter.offset(seen.landmarks, seen.waveform)
     for shift in (-6, 5):
-        found = meter.offset(*sync.shifted(seen.landmarks, seen.waveform, shift))
+        found = meter.offset(*recovery.shifted(seen.landmarks, seen.waveform, shift))
         assert found.milliseconds - own.milliseconds == pytest.approx(40 * shift, abs=40)
 
 

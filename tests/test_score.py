@@ -207,7 +207,7 @@ def test_videos_that_cannot_be_mended(make_video, make_sound, tone, tmp_path):
 def test_shifted_clips():
     marks, sound = np.arange(50)[:, None, None] * np.ones((1, 478, 3)), np.repeat(np.arange(50), 640)
     for shift in (-8, 0, 3):  # a positive shift: at every frame one hears what is seen so many frames later
-        seen, heard = sync.shifted(marks, sound, shift)
+        seen, heard = recovery.shifted(marks, sound, shift)
         np.testing.assert_array_equal(heard[::640] - seen[:, 0, 0], shift)
 
 
@@ -227,7 +227,7 @@ def test_conditions_keep_time(clicks, tmp_path):
     """The burst stays where it is among the pictures, whatever the frame rate."""
     source = clicks("a.mp4")
     for name in ("29.97 fps", "50 fps", "variable"):
-        sync.encode_again(source, tmp_path / "out.mp4", recovery.CONDITIONS[name])
+        recovery.encode_again(source, tmp_path / "out.mp4", recovery.CONDITIONS[name])
         assert onset(tmp_path / "out.mp4") == pytest.approx(onset(source), abs=0.01)
         levels = np.array([frame.mean() for frame in VideoReader(tmp_path / "out.mp4")])[:75]
         assert abs(len(levels) - 75) <= 1
