@@ -24,6 +24,7 @@ BY_MOUTH, BY_EYES = 0.4, 0.3  # shares of pairs chosen so
 WINDOW_CELLS, CELLS = 16, 32  # side of the window that is drawn in the later stages, and of the picture
 FACE_WINDOWS = 0.7  # share of windows around the face; the others are anywhere
 MAX_ZOOM, MAX_SHIFT = 0.12, 0.05  # augmentation of the crop: both frames alike
+PALE = 0.2  # share of pairs with less colour, a third of them with none
 
 
 class FramePairs(Dataset):
@@ -92,6 +93,8 @@ class _Change:
         self.mirror = rng.random() < 0.5
         self.gain = rng.uniform(0.8, 1.2) * rng.uniform(0.93, 1.07, 3)
         self.offset = rng.uniform(-20, 20)
+        # of the colours: old photographs have none, and skin must not be painted into them
+        self.saturation = max(0.0, rng.uniform(-0.5, 1)) if rng.random() < PALE else 1.0
 
     def __call__(self, frame: np.ndarray, marks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Frame (256, 256, 3) uint8 and its landmarks (478, 2) in [-1, 1], both changed."""
@@ -103,6 +106,9 @@ class _Change:
         frame = cv2.warpAffine(frame, matrix, (SIZE, SIZE), borderMode=cv2.BORDER_REFLECT_101)
         table = np.clip(np.arange(256)[:, None] * self.gain + self.offset, 0, 255).astype(np.uint8)
         frame = np.stack([table[:, c][frame[..., c]] for c in range(3)], -1)
+        if self.saturation < 1:
+            grey = frame.mean(-1, keepdims=True)
+            frame = np.rint(grey + self.saturation * (frame - grey)).astype(np.uint8)
         marks = (marks * self.zoom + self.shift).astype(np.float32)
         return (np.ascontiguousarray(frame[:, ::-1]), mirrored_landmarks(marks)) if self.mirror else (frame, marks)
 
