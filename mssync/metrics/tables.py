@@ -189,8 +189,13 @@ def _texts(table: Table, mark: Marks, plus_minus: str) -> list[list[str]]:
             line.append(text if place is None else mark(text, place))
         lines.append(line)
     if table.p:
-        lines.append([P_NAME, *(f"{table.p[name]:.3f}" if name in table.p else NOTHING for name in table.columns)])
+        lines.append([P_NAME, *(_p_cell(table.p[name]) if name in table.p else NOTHING for name in table.columns)])
     return lines
+
+
+def _p_cell(p: float) -> str:
+    """A p-value; a permutation test cannot tell small ones apart."""
+    return "below 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _text(found: Cell, digits: int, plus_minus: str) -> str:
