@@ -165,6 +165,8 @@ def idle(reference: np.ndarray, motion: np.ndarray, start: int = 0) -> np.ndarra
 
 # Transfer from one person to another
 
+FLAT = 0.4  # ratio of the axes of a Jacobian below which it is not divided by
+
 
 def relative(motion: np.ndarray, start: np.ndarray, source: np.ndarray) -> np.ndarray:
     """The change of a driving motion since its pose `start`, put on the source's (FOMM's relative mode).
@@ -172,12 +174,17 @@ def relative(motion: np.ndarray, start: np.ndarray, source: np.ndarray) -> np.nd
     motion: (T, 10, 6) of the driving face, start: (10, 6) the frame of it that resembles the source,
     source: (10, 6). Coordinates become s_0 + c (d_t - d_0), Jacobians J_t J_0^-1 J_s. The factor c is the
     ratio of the two faces' sizes, the root mean square distance of keypoints from their centre (FOMM's public
-    code takes the root of the hull's area, in which single outer keypoints weigh more).
+    code takes the root of the hull's area, in which single outer keypoints weigh more). A flat J_0, as of an eye that
+    is closed in `start`, would tear the face when it opens: there Jacobians become J_s + c (J_t - J_0).
     """
     change = points(motion).astype(np.float64) - points(start)
-    coordinates = points(source) + _size(source) / max(_size(start), 1e-6) * change
-    turn = jacobians(motion).astype(np.float64) @ np.linalg.pinv(jacobians(start).astype(np.float64))
-    return join(coordinates, turn @ jacobians(source))
+    factor = _size(source) / max(_size(start), 1e-6)
+    coordinates = points(source) + factor * change
+    first, now = jacobians(start).astype(np.float64), jacobians(motion).astype(np.float64)
+    turned = now @ np.linalg.pinv(first) @ jacobians(source)
+    lengths = np.linalg.svd(first, compute_uv=False)
+    flat = (lengths[..., 1] < FLAT * lengths[..., 0])[:, None, None]
+    return join(coordinates, np.where(flat, jacobians(source) + factor * (now - first), turned))
 
 
 def best_start(motion: np.ndarray, source: np.ndarray) -> int:

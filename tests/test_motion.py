@@ -123,6 +123,9 @@ def test_relative_is_the_direct_formula() -> None:
             jacobian = [pose[k, 2:].reshape(2, 2) for pose in (driving[t], driving[2], source)]
             np.testing.assert_allclose(result[t, k, :2], at, atol=1e-5)
             expected = jacobian[0] @ np.linalg.inv(jacobian[1]) @ jacobian[2]
+            lengths = np.linalg.svd(jacobian[1], compute_uv=False)
+            if lengths[1] < M.FLAT * lengths[0]:
+                expected = jacobian[2] + spread[0] / spread[1] * (jacobian[0] - jacobian[1])
             np.testing.assert_allclose(result[t, k, 2:].reshape(2, 2), expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(result[2], source, atol=1e-4)
 
@@ -173,3 +176,15 @@ def test_bad_files_are_one_line(tmp_path) -> None:
             M.load_motion(path)
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_an_eye_that_opens_from_closed_does_not_tear_the_face() -> None:
+    """The driving face begins with a closed eye, whose Jacobian is flat: what is added when it opens is bounded."""
+    start, source = np.zeros((10, 6)), np.zeros((10, 6))
+    start[:, :2] = source[:, :2] = np.random.default_rng(0).uniform(-0.5, 0.5, (10, 2))
+    start[:, 2:] = source[:, 2:] = np.eye(2).ravel()
+    opened = start.copy()
+    start[0, 5] = 0.02  # the height of eye 0
+    moved = M.relative(opened[None], start, source)[0]
+    np.testing.assert_allclose(moved[0, 2:], [1, 0, 0, 1.98], atol=1e-6)
+    np.testing.assert_allclose(moved[1:], source[1:], atol=1e-6)
