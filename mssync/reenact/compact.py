@@ -200,7 +200,7 @@ class DenseMotion(nn.Module):
         nn.init.constant_(last.bias[-4:], 2.0)
 
     def forward(self, small: Tensor, source: Tensor, driving: Tensor) -> Field:
-        """small (1 or B, 3, 64, 64), source and driving motion (B, 10, 6)."""
+        """small (1 or B, 3, 64, 64), motion of the source (1 or B, 10, 6) and driving motion (B, 10, 6)."""
         change = (driving - source).flatten(1)
         here, there = self.surface(driving), self.surface(source)
         surface, near = spread(here, there - here, MOTION_SIZE)
@@ -215,7 +215,7 @@ class DenseMotion(nn.Module):
         small = small.expand(batch, -1, -1, -1).repeat_interleave(MOTIONS, 0)
         moved = warp(small, coarse.flatten(0, 1)).unflatten(0, (batch, MOTIONS))
         inputs = torch.cat([heat.unsqueeze(2), moved * 2 - 1], 2).flatten(1, 2)
-        organs = F.avg_pool2d(torch.cat([opened, was_open], 1), 2)
+        organs = F.avg_pool2d(torch.cat([opened, was_open.expand_as(opened)], 1), 2)
         features = self.hourglass(torch.cat([inputs, organs], 1), change)
         masks, correction, finest = self.fine(features).float().split((MOTIONS, 2, 1), 1)
         # How far anything moves: nothing is corrected or generated in a picture that stays as it is.
@@ -407,10 +407,9 @@ class CompactReenactor(nn.Module):
 
         view: (B, 3), the window of each picture that is drawn alone (see `Field.window`).
         """
-        source = state.motion.expand_as(motion)
-        whole = self.dense_motion(state.small, source, motion)
+        whole = self.dense_motion(state.small, state.motion, motion)
         field = whole if view is None else whole.window(view)
-        generated, share = self.painter(state.features, field, (motion - source).flatten(1))
+        generated, share = self.painter(state.features, field, (motion - state.motion).flatten(1))
         warped = warp(state.image, field.offset, view)
         share = share * _resized(field.moving, share)
         frame = warped + share * (generated - warped)

@@ -7,6 +7,8 @@ goes, lids and lips included.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -99,6 +101,7 @@ def _polynomial(coefficients: Tensor, u: Tensor) -> Tensor:
     return value
 
 
+@lru_cache(maxsize=1)
 def _fits() -> list[np.ndarray]:
     """For each opening the least-squares fit (DEGREE + 1, points): heights of an edge's points to coefficients.
 
