@@ -226,9 +226,8 @@ def load_config(name_or_path: PathLike, overrides: Sequence[str] = ()) -> Config
     config = OmegaConf.structured(Config)
     source = str(path)
     try:
-        for file in reversed(_with_bases(path)):
+        for file, loaded in reversed(_with_bases(path).items()):
             source = str(file)
-            loaded = OmegaConf.load(file)
             if isinstance(loaded, DictConfig):
                 loaded.pop(BASE, None)
             _check_keys(OmegaConf.to_container(loaded), source)
@@ -251,18 +250,17 @@ def load_config(name_or_path: PathLike, overrides: Sequence[str] = ()) -> Config
         raise InputError(f"{source} cannot be read as a configuration: {error}") from None
 
 
-def _with_bases(path: Path) -> list[Path]:
-    """A file, its base, the base of that, and so on. Raises InputError for a base of a base of … itself."""
+def _with_bases(path: Path) -> dict[Path, Any]:
+    """What a file holds, its base, the base of that, and so on. Raises InputError for a base of a base of … itself."""
     from omegaconf import DictConfig, OmegaConf
 
-    chain = [path]
     loaded = OmegaConf.load(path)
+    chain = {path: loaded}
     while isinstance(loaded, DictConfig) and loaded.get(BASE) is not None:
         base = _find(str(loaded[BASE]))
         if base in chain:
             raise InputError(f"{path}: {base} is its own base")
-        chain.append(base)
-        loaded = OmegaConf.load(base)
+        chain[base] = loaded = OmegaConf.load(base)
     return chain
 
 

@@ -119,11 +119,16 @@ def write_rows(path: Path, rows: Sequence[dict[str, object]]) -> None:
         writer.writerows(rows)
 
 
+def _scales(rows: Sequence[dict[str, object]]) -> list[int]:
+    """The time scales of a table's columns, in ms."""
+    return [int(key.split("_")[1]) for key in rows[0] if key.startswith("confidence_") and key.count("_") == 1]
+
+
 def plot_figure6(rows: Sequence[dict[str, object]], path: Path) -> None:
     """Fig. 6: a panel a level, a line a loss, with 95 % intervals over clips."""
     import matplotlib.pyplot as plt
 
-    scales = [int(key.split("_")[1]) for key in rows[0] if key.startswith("confidence_") and key.count("_") == 1]
+    scales = _scales(rows)
     figure, panels = plt.subplots(1, len(scales), figsize=(3.2 * len(scales), 3), squeeze=False, layout="constrained")
     for axes, scale in zip(panels[0], scales, strict=True):
         for name, label in ((FULL, "multi-scale loss"), (SINGLE, "level 1 alone")):
@@ -147,7 +152,7 @@ def plot_table(rows: Sequence[dict[str, object]], path: Path) -> None:
     """Confidence at each level, a group of bars a variant."""
     import matplotlib.pyplot as plt
 
-    scales = [int(key.split("_")[1]) for key in rows[0] if key.startswith("confidence_") and key.count("_") == 1]
+    scales = _scales(rows)
     figure, axes = plt.subplots(figsize=(1.1 * len(rows) + 2, 3.5), layout="constrained")
     width = 0.8 / len(scales)
     for n, scale in enumerate(scales):
