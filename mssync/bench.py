@@ -285,7 +285,7 @@ def training(bench: Bench) -> Rows:
 
 def _training_step(config: Config) -> Callable[[], int]:
     from mssync.data.sequences import Sequence as Clip
-    from mssync.syncer import Syncer, SynchronyLoss
+    from mssync.syncer import MultiScaleSyncLoss, Syncer, SyncerPyramid
     from mssync.training import generator as module
     from mssync.training.common import launched
 
@@ -293,7 +293,7 @@ def _training_step(config: Config) -> Callable[[], int]:
     x0, audio = _speech(settings.frames, settings.batch)
     motion = x0[:, None] + 0.01 * torch.randn(settings.batch, settings.frames, 60).cumsum(1)
     clip = Clip("noise", "nobody", "", False, "none logfbank", motion[0], motion[0], audio[0])
-    parts = module._build(config, [clip], SynchronyLoss([Syncer(**size) for _ in range(4)]))
+    parts = module._build(config, [clip], MultiScaleSyncLoss(SyncerPyramid([Syncer(**size) for _ in range(4)])))
     fabric = launched()
     parts = module._distribute(fabric, parts)
 

@@ -32,8 +32,7 @@ class SyncerConfig:
     """Size of a syncer: the keyword arguments of `syncer.Syncer`."""
 
     motion_dim: int = 60
-    width: int = 256  # (ours)
-    depth: int = 4  # residual blocks of each encoder (ours)
+    width: int = 512  # (ours)
     embedding: int = 512
 
 
@@ -84,12 +83,20 @@ class AugmentationConfig:
 
 @dataclass
 class SyncerTraining:
-    """Training of one syncer. Negatives of levels 1-3 come from the same sequence, of level 4 from others."""
+    """Training of one syncer."""
 
     batch: int = 32  # (ours)
     frames: int = 80  # of a training sequence at level 1 (ours)
     negatives: list[int] = field(default_factory=lambda: [12, 12, 12, 48])  # N of eq. 2, one a level
+    own_levels: int = 3  # levels whose negatives are misaligned windows of the same sequence; above, of other sequences
     temperature: float = 1.0  # of the InfoNCE loss; 1 = eq. 2
+    stretch: int = 0  # windows of level 1 of which the offset has to be found beside eq. 2; 0: eq. 2 alone (ours)
+    strangers: bool = False  # pieces move around the mean of other clips: faces cannot be told apart (ours)
+    dropout: float = 0.0  # (ours)
+    tilt: float = 0.0  # deviation of the level of audio bands, log energy (ours)
+    noise: float = 0.0  # probability of noise in the audio (ours)
+    mask: float = 0.0  # probability that a moment, or some bands, of the audio are missing (ours)
+    average: float = 0.0  # decay of the moving average of the weights that is kept (ours)
     lr: float = 1e-4  # (ours)
     betas: tuple[float, float] = (0.9, 0.999)  # (ours)
     weight_decay: float = 0.01  # (ours)
@@ -112,6 +119,7 @@ class GeneratorTraining:
     lambda_av: float = 8.0
     lambda_adv: float = 0.1
     lambda_rec: float = 1.0
+    lambda_lips: float = 0.0  # shape of the lips, for motion of the compact reenactor alone (ours)
     sync_reduction: Literal["sum", "mean"] = "sum"  # over levels: eq. 6, or ref
     sync_levels: int = 4  # levels of the synchrony loss, from the finest on; 1: the single-scale loss
     start: str | None = None  # a generator of the same sizes to begin from: a shipped one's name or a file (ours)

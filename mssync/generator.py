@@ -25,7 +25,7 @@ from mssync.audio import AUDIO_PER_VIDEO, HOP_LENGTH, N_FILTERS, SAMPLES_PER_VID
 from mssync.config import GeneratorConfig
 from mssync.errors import InputError
 from mssync.pyramid import LEVELS, reflect_index
-from mssync.syncer import AUDIO_LIMIT, Standardize
+from mssync.syncer import Standardize
 
 KERNEL = 7  # of the strided audio convolutions (ref)
 COARSEST = 2 ** (LEVELS - 1)  # video frames that one vector of the coarsest audio level stands for
@@ -34,6 +34,7 @@ COARSEST = 2 ** (LEVELS - 1)  # video frames that one vector of the coarsest aud
 # further, and an audio frame of 25 ms ends 15 ms after its 10 ms: 122.5 < 4 · 32.
 REACH = 32
 CHUNK = 25 * COARSEST  # video frames of audio encoded at a time while streaming (8 s)
+AUDIO_LIMIT = 4.0  # standard deviations: the log energies of digital silence lie far outside of speech
 ROTARY_BASE = 10000.0
 ROTARY_BLOCK = 1024  # positions whose rotations are computed at a time
 OUTPUT_GAIN = 0.1  # the first roll-outs should drift slowly: velocities start at a tenth of the usual scale

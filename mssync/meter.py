@@ -19,15 +19,14 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mssync.audio import AUDIO_PER_VIDEO, N_FILTERS, SAMPLES_PER_VIDEO, features, is_silent, load_audio
+from mssync.audio import AUDIO_PER_VIDEO, SAMPLES_PER_VIDEO, features, is_silent, load_audio
 from mssync.data.tracks import COMPARABLE, Track, fill_gaps, find_tracks
 from mssync.errors import InputError, PathLike
 from mssync.faces import EYE_CORNERS, N_LANDMARKS, FaceMesh, mirror_points
 from mssync.pyramid import LEVELS, pyramid
-from mssync.syncer import AUDIO_WINDOW, MOTION_WINDOW, Standardize
+from mssync.syncer import AUDIO_WINDOW, MOTION_WINDOW, Syncer
 from mssync.video import FPS, RGB, VideoReader
 
 # Points of the face mesh
@@ -52,7 +51,6 @@ MAX_OFFSET = 15  # frames to both sides (the paper, section 4.3)
 MEAN_RADIUS = 2 * FPS  # frames to both sides over which landmarks lose their mean: cuts and drifts stay local
 SOUND_RADIUS = 5 * FPS * AUDIO_PER_VIDEO  # likewise of the sound, in audio frames
 QUIETEST = -14.0  # log energy of a peak-normalised sound: what is less is silence
-LIMIT = 5.0  # standard deviations
 PIECE, MARGIN = 1600, 400  # frames that are compared at once, and steps of what is seen around them: both of 8 and 25
 BLOCK = 1024  # windows embedded at once, so that memory does not grow with the video
 MINUTE = 60 * FPS  # frames whose faces are looked at together
@@ -234,55 +232,6 @@ def _pick(landmarks: np.ndarray, points: Sequence[int]) -> np.ndarray:
 # Networks
 
 
-class _Step(nn.Module):
-    """A linear layer over `kernel` frames in a row, norm, GELU: (B, T, size) -> (B, (T - kernel) // stride + 1, width).
-
-    Nothing is padded and positions share no statistics, so a long sequence gives what its windows give.
-    """
-
-    def __init__(self, size: int, width: int, kernel: int, stride: int, dropout: float) -> None:
-        super().__init__()
-        self.kernel, self.stride = kernel, stride
-        self.layers = nn.Sequential(
-            nn.Linear(kernel * size, width), nn.LayerNorm(width), nn.GELU(), nn.Dropout(dropout)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x.unfold(1, self.kernel, self.stride).flatten(2))
-
-
-class LevelSyncer(nn.Module):
-    """Embeddings of one level: of motion (window of 5 frames) and of sound (of 20 audio frames), unit vectors.
-
-    motion_dim: numbers a frame of motion. Windows are all that fit: motion (B, T, D) -> (B, T - 4, E), sound
-    (B, A, 26) -> (B, A // 4 - 4, E) at every fourth audio frame.
-    """
-
-    def __init__(self, motion_dim: int, width: int, embedding: int, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.motion_norm = Standardize(motion_dim, LIMIT)
-        self.sound_norm = Standardize(N_FILTERS, LIMIT)
-        self.eye = nn.Sequential(
-            _Step(motion_dim, width, 1, 1, dropout),
-            _Step(width, width, 3, 1, dropout),
-            _Step(width, width, 3, 1, dropout),
-            nn.Linear(width, embedding),
-        )
-        self.ear = nn.Sequential(
-            _Step(N_FILTERS, width, 4, 2, dropout),
-            _Step(width, width, 3, 1, dropout),
-            _Step(width, width, 3, 2, dropout),
-            _Step(width, width, 3, 1, dropout),
-            nn.Linear(width, embedding),
-        )
-
-    def embed_motion(self, motion: Tensor) -> Tensor:
-        return F.normalize(self.eye(self.motion_norm(motion)), dim=-1)
-
-    def embed_sound(self, sound: Tensor) -> Tensor:
-        return F.normalize(self.ear(self.sound_norm(sound)), dim=-1)
-
-
 class SyncMeter(nn.Module):
     """Syncers of lips (levels 1-4) and of the rigid head (levels 1-3), and what turns their distances into an offset.
 
@@ -295,8 +244,8 @@ class SyncMeter(nn.Module):
 
     def __init__(self, lips_width: int = 160, head_width: int = 64, embedding: int = 96, dropout: float = 0.0) -> None:
         super().__init__()
-        lips = (LevelSyncer(3 * len(MOUTH), lips_width, embedding, dropout) for _ in range(LEVELS))
-        head = (LevelSyncer(3 * len(HEAD), head_width, embedding, dropout) for _ in range(HEAD_LEVELS))
+        lips = (Syncer(3 * len(MOUTH), lips_width, embedding, dropout) for _ in range(LEVELS))
+        head = (Syncer(3 * len(HEAD), head_width, embedding, dropout) for _ in range(HEAD_LEVELS))
         self.parts = nn.ModuleDict({"lips": nn.ModuleList(lips), "head": nn.ModuleList(head)})
         self.register_buffer("skull", torch.zeros(len(SKULL), 3))
         self.register_buffer("weights", torch.ones(LEVELS))
@@ -374,9 +323,7 @@ class SyncMeter(nn.Module):
         for part in parts:
             seen = landmarks[low:high]
             motion = head_motion(seen) if part == "head" else mouth_motion(seen, self.skull.numpy())
-            levels = level_sums(
-                cast(Sequence[LevelSyncer], self.parts[part]), motion, sound, found[low:high], max_offset
-            )
+            levels = level_sums(cast(Sequence[Syncer], self.parts[part]), motion, sound, found[low:high], max_offset)
             sums[part] = [LevelSums(x.level, x.centred[seconds], x.mean[seconds], x.count[seconds]) for x in levels]
         return sums
 
@@ -406,7 +353,7 @@ class LevelSums:
 
 @torch.no_grad()
 def level_sums(
-    nets: Sequence[LevelSyncer], motion: np.ndarray, sound: np.ndarray, found: np.ndarray, max_offset: int = MAX_OFFSET
+    nets: Sequence[Syncer], motion: np.ndarray, sound: np.ndarray, found: np.ndarray, max_offset: int = MAX_OFFSET
 ) -> list[LevelSums]:
     """Distances of a clip by the networks of levels 1, 2, …
 
@@ -428,7 +375,7 @@ def _joined(pieces: list[list[LevelSums]]) -> list[LevelSums]:
 
 
 def _level_sums(
-    net: LevelSyncer, motion: np.ndarray, sound: np.ndarray, found: np.ndarray, level: int, max_offset: int
+    net: Syncer, motion: np.ndarray, sound: np.ndarray, found: np.ndarray, level: int, max_offset: int
 ) -> LevelSums:
     """Sums of one level. motion (T, D), sound (4T, 26), found (T,): of level 1."""
     moves, sounds, seen = (
@@ -457,13 +404,13 @@ def _level_sums(
     return LevelSums(level, centred, mean, count)
 
 
-def _every_position(net: LevelSyncer, sounds: Tensor) -> Tensor:
+def _every_position(net: Syncer, sounds: Tensor) -> Tensor:
     """Embeddings of the sound windows that start at every audio frame: (1, A, 26) -> (A - 19 or a little less, E)."""
     blocks = []
     step = AUDIO_PER_VIDEO * BLOCK
     for start in range(0, sounds.shape[1] - AUDIO_WINDOW + 1, step):
         phases = [
-            net.embed_sound(sounds[:, start + phase : start + phase + step + AUDIO_WINDOW - AUDIO_PER_VIDEO])[0]
+            net.embed_audio(sounds[:, start + phase : start + phase + step + AUDIO_WINDOW - AUDIO_PER_VIDEO])[0]
             for phase in range(AUDIO_PER_VIDEO)
             if start + phase + AUDIO_WINDOW <= sounds.shape[1]
         ]

@@ -1,14 +1,15 @@
 """Audio-visual syncers and the multi-scale synchrony loss (section 3.1 of the paper, eq. 2-4, 6, 7).
 
 A syncer scores how well 200 ms of audio and motion fit; one is trained for each level of the pyramid, where
-the same number of frames lasts 400, 800 and 1600 ms. `SynchronyLoss` holds the trained four and stands alone:
-it takes any motion of shape (batch, time, D) that may be smoothed over time: keypoints, landmarks, blendshape
-coefficients.
+the same number of frames lasts 400, 800 and 1600 ms. `SyncerPyramid` holds the trained four, `MultiScaleSyncLoss`
+freezes them. Both stand alone: they take any motion of shape (batch, time, D) that may be smoothed over time:
+keypoints, landmarks, blendshape coefficients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -16,13 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mssync.audio import AUDIO_PER_VIDEO, N_FILTERS
-from mssync.errors import InputError
-from mssync.pyramid import pyramid
+from mssync.errors import InputError, PathLike
+from mssync.pyramid import LEVELS, pyramid
+from mssync.video import FPS
 
 MOTION_WINDOW = 5  # frames of motion that a syncer sees: 200 ms at level 1
 AUDIO_WINDOW = AUDIO_PER_VIDEO * MOTION_WINDOW  # frames of audio over the same time
-EXPANSION = 4  # of the point-wise layers of a block (ref)
-AUDIO_LIMIT = 4.0  # standard deviations: the log energies of digital silence lie far outside of speech
+LIMIT = 5.0  # standard deviations of what a syncer sees: the log energies of digital silence lie far outside of speech
 STILL = 1e-3  # a coordinate whose deviation is below this fraction of the largest one counts as not moving
 
 
@@ -50,81 +51,86 @@ class Standardize(nn.Module):
         return ((x - self.mean) / self.std).clamp(-self.limit, self.limit)
 
 
-class ResidualBlock(nn.Module):
-    """x + pointwise(GELU(pointwise(norm(depthwise(x))))), with 4x expansion between the point-wise two (ref).
+class _Frames(nn.Module):
+    """A linear layer over `kernel` frames in a row, norm, GELU: (B, T, size) -> (B, (T - kernel) // stride + 1, width).
 
-    `dims` is 1 for (n, width, time) and 2 for (n, width, time, band). The norm is over channels and positions
-    of one sample, so no window of a batch influences another.
+    Nothing is padded and positions share no statistics, so a long sequence gives what its windows give.
     """
 
-    def __init__(self, width: int, dims: int, kernel: int = 3) -> None:
+    def __init__(self, size: int, width: int, kernel: int, stride: int, dropout: float) -> None:
         super().__init__()
-        conv = nn.Conv1d if dims == 1 else nn.Conv2d
+        self.kernel, self.stride = kernel, stride
         self.layers = nn.Sequential(
-            conv(width, width, kernel, padding=kernel // 2, groups=width),
-            nn.GroupNorm(1, width),
-            conv(width, EXPANSION * width, 1),
-            nn.GELU(),
-            conv(EXPANSION * width, width, 1),
+            nn.Linear(kernel * size, width), nn.LayerNorm(width), nn.GELU(), nn.Dropout(dropout)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.layers(x)
+        return self.layers(x.unfold(1, self.kernel, self.stride).flatten(2))
 
 
 class Syncer(nn.Module):
     """Score of one level: cosine of an audio and a motion embedding (eq. 3).
 
-    The motion encoder convolves over time; the audio encoder treats the spectrogram as a 20x26 image. Both
-    keep the order of their positions up to the last linear layer, because a shift is exactly what has to be
-    told apart.
+    Both encoders slide over whole sequences: what overlapping windows share is computed once. Every window keeps
+    the order of its frames up to the last layers, because a shift is exactly what has to be told apart.
 
     Args:
         motion_dim: D, numbers that describe one frame of motion.
-        width: channels of the blocks.
-        depth: residual blocks of each encoder.
+        width: of the layers.
         embedding: size of the embeddings (512 in the paper).
+        dropout: in training alone.
     """
 
-    def __init__(self, motion_dim: int = 60, width: int = 256, depth: int = 4, embedding: int = 512) -> None:
+    def __init__(self, motion_dim: int = 60, width: int = 512, embedding: int = 512, dropout: float = 0.0) -> None:
         super().__init__()
         self.motion_dim = motion_dim
-        self.motion_norm = Standardize(motion_dim)
-        self.audio_norm = Standardize(N_FILTERS, AUDIO_LIMIT)
+        self.motion_norm = Standardize(motion_dim, LIMIT)
+        self.audio_norm = Standardize(N_FILTERS, LIMIT)
         self.motion_encoder = nn.Sequential(
-            nn.Conv1d(motion_dim, width, 3, padding=1),
-            *(ResidualBlock(width, dims=1) for _ in range(depth)),
-            nn.Flatten(),
-            nn.Linear(width * MOTION_WINDOW, embedding),
+            _Frames(motion_dim, width, 1, 1, dropout),
+            _Frames(width, width, 3, 1, dropout),
+            _Frames(width, width, 3, 1, dropout),
+            nn.Linear(width, embedding),
         )
-        # Two strided layers bring the 20x26 image to 5x7 before the blocks, one row per frame of motion.
         self.audio_encoder = nn.Sequential(
-            nn.Conv2d(1, width // 2, 5, stride=2, padding=2),
-            nn.GroupNorm(1, width // 2),
-            nn.GELU(),
-            nn.Conv2d(width // 2, width, 3, stride=2, padding=1),
-            *(ResidualBlock(width, dims=2) for _ in range(depth)),
-            nn.Flatten(),
-            nn.Linear(width * 5 * 7, embedding),
+            _Frames(N_FILTERS, width, 4, 2, dropout),
+            _Frames(width, width, 3, 1, dropout),
+            _Frames(width, width, 3, 2, dropout),
+            _Frames(width, width, 3, 1, dropout),
+            nn.Linear(width, embedding),
         )
-        # The layout in memory, not the shape: 1.5 times faster on CPUs.
-        self.audio_encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def embed_audio(self, audio: Tensor) -> Tensor:
-        """Audio windows (..., 20, 26), unnormalised -> unit vectors (..., embedding), e_a of eq. 3."""
-        batch = audio.shape[:-2]
-        images = self.audio_norm(audio).reshape(-1, 1, AUDIO_WINDOW, N_FILTERS)
-        return F.normalize(self.audio_encoder(images), dim=-1).reshape(*batch, -1)
 
     def embed_motion(self, motion: Tensor) -> Tensor:
-        """Motion windows (..., 5, D), unnormalised -> unit vectors (..., embedding), e_x of eq. 3."""
-        batch = motion.shape[:-2]
-        frames = self.motion_norm(motion).reshape(-1, MOTION_WINDOW, self.motion_dim)
-        return F.normalize(self.motion_encoder(frames.transpose(1, 2)), dim=-1).reshape(*batch, -1)
+        """Motion (B, T, D), unnormalised -> unit vectors (B, T - 4, embedding), e_x of eq. 3.
+
+        Vector n is of frames n … n+4, centred on n+2. Raises InputError: less than one window, another D.
+        """
+        if motion.shape[-1] != self.motion_dim:
+            raise InputError(f"this syncer is for motion of {self.motion_dim} numbers a frame, not {motion.shape[-1]}")
+        _check_length(motion.shape[1], MOTION_WINDOW, "motion")
+        return F.normalize(self.motion_encoder(self.motion_norm(motion)), dim=-1)
+
+    def embed_audio(self, audio: Tensor) -> Tensor:
+        """Audio (B, A, 26), unnormalised -> unit vectors (B, A // 4 - 4, embedding), e_a of eq. 3.
+
+        Vector n is of frames 4n … 4n+19. Raises InputError: less than one window.
+        """
+        _check_length(audio.shape[1], AUDIO_WINDOW, "audio")
+        return F.normalize(self.audio_encoder(self.audio_norm(audio)), dim=-1)
 
     def forward(self, audio: Tensor, motion: Tensor) -> Tensor:
-        """Audio (B, 20, 26) and motion (B, 5, D) of the same time -> score (B,) in [-1, 1] (eq. 3)."""
-        return (self.embed_audio(audio) * self.embed_motion(motion)).sum(-1)
+        """Scores (B, n) in [-1, 1] of audio (B, A, 26) and motion (B, T, D) of the same time, a window each (eq. 3).
+
+        On the higher levels of a pyramid the two lengths may round differently; windows that only one of them has,
+        all at the end, are left out. Raises InputError: as the two embeddings.
+        """
+        return cosines(self.embed_audio(audio), self.embed_motion(motion))
+
+
+def cosines(sounds: Tensor, moves: Tensor) -> Tensor:
+    """Scores (B, n) of unit vectors (B, n, E) each; the longer of the two is cut at its end."""
+    count = min(sounds.shape[1], moves.shape[1])
+    return (sounds[:, :count] * moves[:, :count]).sum(-1)
 
 
 def build_syncer(config: dict[str, Any]) -> Syncer:
@@ -141,38 +147,6 @@ def info_nce(positive: Tensor, negatives: Tensor, temperature: float = 1.0) -> T
     return (logits.logsumexp(dim=1) - logits[:, 0]).mean()
 
 
-def audio_windows(audio: Tensor) -> Tensor:
-    """All audio windows: (B, A, 26) -> (B, A // 4 - 4, 20, 26), a view. Window n is frames 4n … 4n+19.
-
-    Raises InputError: less than one window.
-    """
-    _check_length(audio.shape[1], AUDIO_WINDOW, "audio")
-    return audio.unfold(1, AUDIO_WINDOW, AUDIO_PER_VIDEO).transpose(2, 3)
-
-
-def motion_windows(motion: Tensor) -> Tensor:
-    """All motion windows: (B, T, D) -> (B, T - 4, 5, D), a view. Window n is frames n … n+4, centred on n+2.
-
-    Raises InputError: less than one window.
-    """
-    _check_length(motion.shape[1], MOTION_WINDOW, "motion")
-    return motion.unfold(1, MOTION_WINDOW, 1).transpose(2, 3)
-
-
-def windows(audio: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
-    """Every pair of windows that cover the same time.
-
-    Audio (B, 4T, 26) and motion (B, T, D) give (B, T-4, 20, 26) and (B, T-4, 5, D), views without copies. On
-    the higher levels of a pyramid the two lengths may round differently; windows that only one of them has,
-    all at the end, are left out.
-
-    Raises InputError: less than one window.
-    """
-    sounds, moves = audio_windows(audio), motion_windows(motion)
-    count = min(sounds.shape[1], moves.shape[1])
-    return sounds[:, :count], moves[:, :count]
-
-
 def _check_length(length: int, needed: int, what: str) -> None:
     if length < needed:
         raise InputError(
@@ -181,51 +155,111 @@ def _check_length(length: int, needed: int, what: str) -> None:
         )
 
 
-class SynchronyLoss(nn.Module):
+class SyncerPyramid(nn.Module):
+    """Syncers of levels 1, 2, …, and the pyramids of motion and audio that they look at.
+
+    Args:
+        syncers: of levels 1, 2, …; one alone is the usual single scale.
+        fps: frame rate of the motion that is given. The syncers work at 25 frames a second; other rates are resampled
+            linearly to that (`at_video_rate`).
+    """
+
+    def __init__(self, syncers: Sequence[Syncer], fps: float = FPS) -> None:
+        super().__init__()
+        self.syncers = nn.ModuleList(syncers)
+        self.fps = fps
+
+    @classmethod
+    def load(cls, folder: PathLike | None = None, levels: int = LEVELS, fps: float = FPS) -> SyncerPyramid:
+        """The shipped pyramid, or that of a folder with syncer1.safetensors, syncer2.safetensors, …
+
+        levels: take no more than these. Raises InputError when there is none, or a gap.
+        """
+        from mssync.weights import SHIPPED, load_model
+
+        where = Path(SHIPPED if folder is None else folder)
+        files = {level: where / f"syncer{level}.safetensors" for level in range(1, levels + 1)}
+        present = [level for level, file in files.items() if file.is_file()]
+        if not present or present != list(range(1, present[-1] + 1)):
+            missing = next(level for level in files if level not in present)
+            raise InputError(
+                f"{where}: no syncer{missing}.safetensors here; train it with `mssync train syncer --level {missing}`"
+            )
+        return cls([cast(Syncer, load_model(files[level], kinds=("syncer",))[0]) for level in present], fps)
+
+    def __len__(self) -> int:
+        return len(self.syncers)
+
+    def embed_motion(self, motion: Tensor) -> list[Tensor]:
+        """Motion (B, T, D) -> per level (B, windows, embedding). Raises InputError: too short for the highest level."""
+        levels = pyramid(at_video_rate(motion, self.fps), len(self))
+        return [cast(Syncer, net).embed_motion(x) for net, x in zip(self.syncers, levels, strict=True)]
+
+    def embed_audio(self, audio: Tensor) -> list[Tensor]:
+        """Audio (B, A, 26), 100 frames a second -> per level (B, windows, embedding). Raises InputError: too short."""
+        levels = pyramid(audio, len(self))
+        return [cast(Syncer, net).embed_audio(x) for net, x in zip(self.syncers, levels, strict=True)]
+
+    def forward(self, motion: Tensor, audio: Tensor) -> list[Tensor]:
+        """Motion and audio of the same time -> per level the scores (B, windows) of eq. 3, in [-1, 1]."""
+        pairs = zip(self.embed_audio(audio), self.embed_motion(motion), strict=True)
+        return [cosines(sounds, moves) for sounds, moves in pairs]
+
+
+def at_video_rate(motion: Tensor, fps: float) -> Tensor:
+    """Motion (B, T, D) of `fps` frames a second at 25 a second: linear between frames, frame 0 stays. Differentiable.
+
+    Raises InputError: fps is not above zero.
+    """
+    if not fps > 0:
+        raise InputError(f"the frame rate of motion must be above zero, got {fps}")
+    if fps == FPS:
+        return motion
+    length = motion.shape[1]
+    at = torch.arange(0, length - 1 + 1e-6, fps / FPS, dtype=torch.float64, device=motion.device)
+    left = at.long().clamp(max=max(length - 2, 0))
+    right = (left + 1).clamp(max=length - 1)
+    return torch.lerp(motion[:, left], motion[:, right], (at - left).to(motion)[:, None])
+
+
+class MultiScaleSyncLoss(nn.Module):
     """Multi-scale audio-visual synchrony loss (eq. 6): the sum of eq. 7 over the levels of the pyramid.
 
     The syncers are frozen in place and stay in evaluation mode whatever `train()` is called on. Gradients
     reach the motion only. With four levels a sequence needs at least 39 frames (1.56 s).
 
     Args:
-        syncers: trained syncers of levels 1, 2, …; one alone is the usual single-scale loss.
+        pyramid: the trained syncers; the shipped ones unless given.
         reduction: "sum" over the levels (the paper) or "mean" (ref).
     """
 
-    def __init__(self, syncers: Sequence[Syncer], reduction: str = "sum") -> None:
+    def __init__(self, pyramid: SyncerPyramid | None = None, reduction: str = "sum") -> None:
         super().__init__()
         if reduction not in ("sum", "mean"):
             raise InputError(f'reduction of the synchrony loss must be "sum" or "mean", not "{reduction}"')
-        self.syncers = nn.ModuleList(syncers)
+        self.pyramid = SyncerPyramid.load() if pyramid is None else pyramid
         self.reduction = reduction
         self.requires_grad_(False)
         self.eval()
 
-    def train(self, mode: bool = True) -> SynchronyLoss:
+    def train(self, mode: bool = True) -> MultiScaleSyncLoss:
         """Keeps evaluation mode: a trainer that calls `train()` on everything must not change the syncers."""
         super().train(False)
         return self
 
     @torch.no_grad()
     def embed_audio(self, audio: Tensor) -> list[Tensor]:
-        """Audio (B, 4T, 26) -> per level (B, windows, embedding), for `forward` with several motions."""
-        return [syncer.embed_audio(audio_windows(level)) for syncer, level in self._levels(audio)]
+        """Audio (B, A, 26) -> per level (B, windows, embedding), for `forward` with several motions."""
+        return self.pyramid.embed_audio(audio)
 
     def forward(self, motion: Tensor, audio: Tensor | Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Loss of motion (B, T, D) against audio (B, 4T, 26), or against `embed_audio` of it.
+        """Loss of motion (B, T, D) against audio (B, A, 26) of the same time, or against `embed_audio` of it.
 
         Returns the scalar of eq. 6 and its terms (eq. 7), each the negative mean score, in [-1, 1].
         Raises InputError: too short for the highest level.
         """
         embedded = self.embed_audio(audio) if isinstance(audio, Tensor) else audio
-        terms = []
-        for (syncer, level), sound in zip(self._levels(motion), embedded, strict=True):
-            moves = syncer.embed_motion(motion_windows(level))
-            count = min(moves.shape[1], sound.shape[1])
-            terms.append(-(moves[:, :count] * sound[:, :count]).sum(-1).mean())
+        moved = self.pyramid.embed_motion(motion)
+        terms = [-cosines(sounds, moves).mean() for sounds, moves in zip(embedded, moved, strict=True)]
         total = torch.stack(terms).sum()
         return (total / len(terms) if self.reduction == "mean" else total), terms
-
-    def _levels(self, x: Tensor) -> Iterator[tuple[Syncer, Tensor]]:
-        """Each syncer with its level of the pyramid of x."""
-        return zip(cast(Sequence[Syncer], self.syncers), pyramid(x, len(self.syncers)), strict=True)

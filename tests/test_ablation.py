@@ -89,7 +89,7 @@ def data(tmp_path: Path) -> Path:
     write_index(folder, entries)
     torch.manual_seed(0)
     for level in (1, 2, 3, 4):
-        sizes = {"motion_dim": 60, "width": 8, "depth": 1, "embedding": 8}
+        sizes = {"motion_dim": 60, "width": 8, "embedding": 8}
         save_model(folder / f"syncer{level}.safetensors", Syncer(**sizes), "syncer", sizes)
     return folder
 

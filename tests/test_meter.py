@@ -83,18 +83,18 @@ def test_mirrored_motion(points):
 
 
 @pytest.fixture
-def net() -> m.LevelSyncer:
+def net() -> m.Syncer:
     torch.manual_seed(0)
-    return m.LevelSyncer(6, 16, 8).eval()
+    return m.Syncer(6, 16, 8).eval()
 
 
 @torch.no_grad()
 def test_long_sequences_give_what_their_windows_give(net):
     motion, sound = torch.randn(1, 30, 6), torch.randn(1, 120, 26)
-    seen, heard = net.embed_motion(motion), net.embed_sound(sound)
+    seen, heard = net.embed_motion(motion), net.embed_audio(sound)
     assert seen.shape[1] == heard.shape[1] == 26
     torch.testing.assert_close(seen[0, 7], net.embed_motion(motion[:, 7:12])[0, 0])
-    torch.testing.assert_close(heard[0, 7], net.embed_sound(sound[:, 28:48])[0, 0])
+    torch.testing.assert_close(heard[0, 7], net.embed_audio(sound[:, 28:48])[0, 0])
 
 
 @torch.no_grad()
@@ -104,7 +104,7 @@ def test_every_position_of_the_sound(net, length):
     heard = m._every_position(net, sound)
     assert len(heard) == length - 19
     for start in {0, length - 20, min(4097, length - 20)}:
-        torch.testing.assert_close(heard[start], net.embed_sound(sound[:, start : start + 20])[0, 0])
+        torch.testing.assert_close(heard[start], net.embed_audio(sound[:, start : start + 20])[0, 0])
 
 
 @torch.no_grad()
@@ -127,7 +127,7 @@ def test_distances_against_loops(net, level):
         for k, offset in enumerate(range(-20, 21)):
             start = 4 * n - offset
             if 0 <= start <= sounds.shape[1] - 20:
-                row[k] = (here - net.embed_sound(sounds[:, start : start + 20])[0, 0]).norm()
+                row[k] = (here - net.embed_audio(sounds[:, start : start + 20])[0, 0]).norm()
         second = (n + 2) * 2 ** (level - 1) // 25
         centred[second] += np.nan_to_num(row - np.nanmean(row))
         mean[second] += np.nanmean(row)
@@ -143,7 +143,7 @@ class Echo(nn.Module):
     def embed_motion(self, motion):
         return nn.functional.normalize(motion.unfold(1, 5, 1).flatten(2), dim=-1)
 
-    def embed_sound(self, sound):
+    def embed_audio(self, sound):
         return nn.functional.normalize(sound.unfold(1, 20, 4)[..., ::4].flatten(2), dim=-1)
 
 

@@ -11,40 +11,47 @@ from hypothesis import strategies as st
 
 from mssync.errors import InputError
 from mssync.pyramid import pyramid
-from mssync.syncer import Standardize, Syncer, SynchronyLoss, audio_windows, info_nce, motion_windows, windows
+from mssync.syncer import MultiScaleSyncLoss, Standardize, Syncer, SyncerPyramid, at_video_rate, info_nce
+from mssync.weights import save_model
 
 
 def small_syncer(motion_dim: int = 6, seed: int = 0) -> Syncer:
     torch.manual_seed(seed)
-    return Syncer(motion_dim=motion_dim, width=8, depth=1, embedding=12)
+    return Syncer(motion_dim=motion_dim, width=8, embedding=12)
 
 
-def small_loss(motion_dim: int = 6, reduction: str = "sum", levels: int = 4) -> SynchronyLoss:
-    return SynchronyLoss([small_syncer(motion_dim, seed) for seed in range(levels)], reduction)
+def small_loss(motion_dim: int = 6, reduction: str = "sum", levels: int = 4, fps: float = 25) -> MultiScaleSyncLoss:
+    return MultiScaleSyncLoss(SyncerPyramid([small_syncer(motion_dim, n) for n in range(levels)], fps), reduction)
 
 
 def test_score_is_the_cosine_of_equation_3():
     syncer = small_syncer()
     audio, motion = torch.randn(3, 20, 26), torch.randn(3, 5, 6)
-    sound = syncer.audio_encoder(syncer.audio_norm(audio)[:, None])
-    moves = syncer.motion_encoder(syncer.motion_norm(motion).transpose(1, 2))
+    sound = syncer.audio_encoder(syncer.audio_norm(audio))[:, 0]
+    moves = syncer.motion_encoder(syncer.motion_norm(motion))[:, 0]
     expected = [s @ m / (s.norm() * m.norm()) for s, m in zip(sound, moves, strict=True)]
-    torch.testing.assert_close(syncer(audio, motion), torch.stack(expected), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(syncer(audio, motion)[:, 0], torch.stack(expected), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("motion_dim", [2, 60, 136])
 def test_any_motion_dimension(motion_dim):
-    assert small_syncer(motion_dim)(torch.randn(2, 20, 26), torch.randn(2, 5, motion_dim)).shape == (2,)
+    assert small_syncer(motion_dim)(torch.randn(2, 20, 26), torch.randn(2, 5, motion_dim)).shape == (2, 1)
+    with pytest.raises(InputError, match=f"motion of {motion_dim} numbers"):
+        small_syncer(motion_dim).embed_motion(torch.randn(2, 5, motion_dim + 1))
 
 
-def test_embeddings_of_many_windows_are_those_of_each():
+@given(length=st.integers(5, 40), rest=st.integers(0, 3))
+@settings(deadline=None)
+def test_a_sequence_gives_what_its_windows_give(length, rest):
     syncer = small_syncer()
-    audio, motion = torch.randn(2, 3, 20, 26), torch.randn(2, 3, 5, 6)
-    torch.testing.assert_close(syncer.embed_audio(audio)[1, 2], syncer.embed_audio(audio[1, 2]), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(
-        syncer.embed_motion(motion)[1, 2], syncer.embed_motion(motion[1, 2]), atol=1e-5, rtol=1e-5
-    )
-    torch.testing.assert_close(syncer.embed_motion(motion).norm(dim=-1), torch.ones(2, 3))
+    audio, motion = torch.randn(2, 4 * length + rest, 26), torch.randn(2, length, 6)
+    sounds, moves = syncer.embed_audio(audio), syncer.embed_motion(motion)
+    assert sounds.shape == moves.shape == (2, length - 4, 12)
+    torch.testing.assert_close(moves.norm(dim=-1), torch.ones(2, length - 4))
+    for n in {0, (length - 4) // 2, length - 5}:
+        alone = syncer.embed_audio(audio[:, 4 * n : 4 * n + 20]), syncer.embed_motion(motion[:, n : n + 5])
+        torch.testing.assert_close(sounds[:, n], alone[0][:, 0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(moves[:, n], alone[1][:, 0], atol=1e-5, rtol=1e-5)
 
 
 @settings(deadline=None)
@@ -62,34 +69,14 @@ def test_info_nce_is_equation_2_with_its_log(scores, temperature):
     assert loss.item() == pytest.approx(expected / len(scores), abs=1e-9)
 
 
-@given(length=st.integers(5, 60))
-def test_windows_cover_the_same_time(length):
-    # Every frame holds its own time in milliseconds, so the alignment can be read off the windows.
-    motion = 40.0 * torch.arange(length)[None, :, None].expand(2, -1, 3)
-    audio = 10.0 * torch.arange(4 * length)[None, :, None].expand(2, -1, 26)
-    sounds, moves = windows(audio, motion)
-    assert sounds.shape == (2, length - 4, 20, 26)
-    assert moves.shape == (2, length - 4, 5, 3)
-    torch.testing.assert_close(sounds[:, :, 0, 0], moves[:, :, 0, 0])
-    torch.testing.assert_close(sounds[:, :, -1, 0] + 10, moves[:, :, -1, 0] + 40)
-    torch.testing.assert_close(moves[0, :, 2, 0], 40.0 * torch.arange(2, length - 2))
-
-
+@settings(deadline=None, max_examples=20)
 @given(length=st.integers(39, 90))
-def test_windows_of_all_levels_have_the_same_counts(length):
-    audio, motion = torch.zeros(1, 4 * length, 26), torch.zeros(1, length, 2)
-    for level, (sound, moves) in enumerate(zip(pyramid(audio), pyramid(motion), strict=True)):
-        sounds, frames = windows(sound, moves)
-        assert sounds.shape[1:3] == (frames.shape[1], 20)
-        assert frames.shape[2] == 5
-        # At most one window is lost where the two lengths round differently.
-        assert -(-length // 2**level) - 5 <= frames.shape[1] <= -(-length // 2**level) - 4
-
-
-def test_windows_are_views():
-    audio, motion = torch.randn(1, 40, 26), torch.randn(1, 10, 3)
-    assert audio_windows(audio).data_ptr() == audio.data_ptr()
-    assert motion_windows(motion).data_ptr() == motion.data_ptr()
+def test_all_levels_have_windows_of_the_same_time(length):
+    """At most one window is lost where the two lengths of a level round differently."""
+    loss = small_loss()
+    scores = loss.pyramid(torch.zeros(1, length, 6), torch.zeros(1, 4 * length, 26))
+    for level, windows in enumerate(scores):
+        assert -(-length // 2**level) - 5 <= windows.shape[1] <= -(-length // 2**level) - 4
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
@@ -98,7 +85,7 @@ def test_loss_is_equations_6_and_7(reduction, length):
     loss = small_loss(reduction=reduction)
     motion, audio = torch.randn(2, length, 6), torch.randn(2, 4 * length, 26)
     expected = []
-    for syncer, sound, moves in zip(loss.syncers, pyramid(audio), pyramid(motion), strict=True):
+    for syncer, sound, moves in zip(loss.pyramid.syncers, pyramid(audio), pyramid(motion), strict=True):
         scores = []
         for t in range(2, moves.shape[1] - 2):  # centre of the window
             window = sound[:, 4 * (t - 2) : 4 * (t + 3)]
@@ -157,7 +144,45 @@ def test_single_scale_and_shortest_sequence():
 
 def test_unknown_reduction():
     with pytest.raises(InputError, match="sum"):
-        SynchronyLoss([small_syncer()], "max")
+        MultiScaleSyncLoss(SyncerPyramid([small_syncer()]), "max")
+
+
+@pytest.mark.parametrize("fps", [10, 20, 50, 100 / 3])
+def test_other_frame_rates_are_resampled(fps):
+    """A straight line in time is the same line at 25 frames a second, up to the last whole frame."""
+    seconds, slope = 4, torch.tensor([1.0, -2.0])
+    line = torch.arange(int(seconds * fps))[None, :, None] / fps * slope
+    found = at_video_rate(line, fps)
+    torch.testing.assert_close(found, torch.arange(found.shape[1])[None, :, None] / 25 * slope)
+    assert 0 <= line[0, -1, 0] - found[0, -1, 0] < 1 / 25
+    motion = torch.randn(1, int(seconds * fps), 6, requires_grad=True)
+    small_loss(fps=fps)(motion, torch.randn(1, 400, 26))[0].backward()
+    assert motion.grad.abs().sum() > 0
+
+
+@settings(deadline=None)
+@given(length=st.integers(2, 30))
+def test_half_the_frames_of_twice_the_rate(length):
+    motion = torch.randn(1, length, 2)
+    torch.testing.assert_close(at_video_rate(motion, 50), motion[:, ::2])
+    assert at_video_rate(motion, 25) is motion
+
+
+def test_pyramid_from_a_folder(tmp_path):
+    config = {"motion_dim": 6, "width": 8, "embedding": 12}
+    for level in (1, 2, 4):
+        save_model(tmp_path / f"syncer{level}.safetensors", small_syncer(seed=level), "syncer", config)
+    assert len(SyncerPyramid.load(tmp_path, levels=2)) == 2
+    with pytest.raises(InputError, match="no syncer3"):
+        SyncerPyramid.load(tmp_path)
+    with pytest.raises(InputError, match="no syncer1"):
+        SyncerPyramid.load(tmp_path / "none")
+
+
+def test_the_shipped_pyramid_takes_the_motion_of_the_shipped_model():
+    total, terms = MultiScaleSyncLoss()(torch.randn(1, 39, 60), torch.randn(1, 156, 26))
+    assert len(terms) == 4
+    torch.testing.assert_close(total, torch.stack(terms).sum())
 
 
 def test_statistics_travel_with_the_weights():

@@ -10,7 +10,7 @@ pytest.importorskip("scipy", reason="needs mssync[eval]")
 
 from mssync.data.sequences import Sequence
 from mssync.metrics import synchrony
-from mssync.syncer import Syncer
+from mssync.syncer import Syncer, SyncerPyramid
 
 
 def random_clip(name: str, frames: int, seed: int) -> Sequence:
@@ -20,9 +20,9 @@ def random_clip(name: str, frames: int, seed: int) -> Sequence:
 
 
 @pytest.fixture(scope="module")
-def syncers() -> list[Syncer]:
+def syncers() -> SyncerPyramid:
     torch.manual_seed(0)
-    return [Syncer(60, width=8, depth=1, embedding=8).eval() for _ in range(4)]
+    return SyncerPyramid([Syncer(60, width=8, embedding=8) for _ in range(4)]).eval()
 
 
 def test_offset_curve_against_loops() -> None:
@@ -45,7 +45,7 @@ def test_sound_that_leads_has_a_positive_offset(lead: int) -> None:
     assert curve.argmin() - len(curve) // 2 == lead
 
 
-def test_scores_of_every_level_that_fits(syncers: list[Syncer]) -> None:
+def test_scores_of_every_level_that_fits(syncers: SyncerPyramid) -> None:
     clip = random_clip("a", 120, 0)
     found = synchrony.score(syncers, clip.motion, clip.audio, "real", "a")
     assert [s.level for s in found] == [1, 2, 3, 4]
@@ -55,7 +55,7 @@ def test_scores_of_every_level_that_fits(syncers: list[Syncer]) -> None:
     assert {s.moved for s in moved if s.level == 1} == set(synchrony.SHIFTS)
 
 
-def test_lines_hold_means_and_paired_tests(syncers: list[Syncer]) -> None:
+def test_lines_hold_means_and_paired_tests(syncers: SyncerPyramid) -> None:
     clips = [random_clip(str(n), 60, n) for n in range(6)]
     scores = [*synchrony.conditions(syncers, clips), *synchrony.baselines(syncers, clips)]
     lines = synchrony.lines(scores)
@@ -81,7 +81,7 @@ def test_other_clips_are_of_other_people() -> None:
     assert synchrony._as_long(torch.arange(3.0)[:, None], 8)[:, 0].tolist() == [0, 1, 2, 2, 1, 0, 0, 1]
 
 
-def test_minutes_of_a_still_face_and_of_one_that_shakes(syncers: list[Syncer]) -> None:
+def test_minutes_of_a_still_face_and_of_one_that_shakes(syncers: SyncerPyramid) -> None:
     frames = 2 * 60 * 25
     still = torch.zeros(frames, 60)
     shaking = still.clone()

@@ -78,7 +78,7 @@ def small() -> Config:
             "reenactor_training.motion_steps=2", "reenactor_training.low_steps=1", "reenactor_training.full_steps=1",
             "reenactor_training.sharp_steps=2", "reenactor_training.motion_batch=2", "reenactor_training.low_batch=2",
             "reenactor_training.full_batch=2", "reenactor_training.workers=0", "reenactor_training.precision=32-true",
-            "syncer.width=8", "syncer.embedding=16", "syncer.depth=1",
+            "syncer.width=8", "syncer.embedding=16",
             "syncer_training.batch=12", "syncer_training.iterations=4", "syncer_training.frames=70",
             "generator.width=32", "generator.heads=2", "generator.layers=1", "generator.audio_width=16",
             "generator.branch_hidden=16", "generator_training.batch=2", "generator_training.iterations=3",
@@ -190,8 +190,3 @@ def test_live_generator_begins_from_another_one(prepared: Path, small: Config, t
     small.generator.width = 2 * small.generator.width
     with pytest.raises(InputError, match="has other sizes"):
         generator.train(small, prepared, tmp_path / "syncers", tmp_path / "wide")
-
-
-def test_generator_needs_syncers(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no syncer1"):
-        generator.load_syncers(tmp_path, "sum")

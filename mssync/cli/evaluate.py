@@ -115,11 +115,10 @@ def eval_sync(
 
     from mssync.data.sequences import read_sequences
     from mssync.metrics import synchrony
-    from mssync.training.generator import load_syncers
+    from mssync.syncer import SyncerPyramid
     from mssync.video import FPS
-    from mssync.weights import SHIPPED
 
-    judges: Any = list(load_syncers(syncers or SHIPPED).syncers)
+    judges = SyncerPyramid.load(syncers)
     generators = _generators(model or ["compact"])
     clips = read_sequences(
         data, split, round(min_seconds * FPS), live=any(g.config.lookahead is not None for g in generators.values())
@@ -190,14 +189,13 @@ def eval_drift(
     from mssync.animate import load
     from mssync.audio import SAMPLE_RATE, features, load_audio
     from mssync.metrics import synchrony
-    from mssync.training.generator import load_syncers
-    from mssync.weights import SHIPPED
+    from mssync.syncer import SyncerPyramid
 
     talker = load(model)
     sound = np.resize(load_audio(audio), round(minutes * 60 * SAMPLE_RATE))
     motion = torch.from_numpy(np.stack(list(talker.animate(image, sound).motion))).flatten(1)
     heard = features(torch.from_numpy(sound), n_video_frames=len(motion))
-    judges: Any = list(load_syncers(SHIPPED).syncers)
+    judges = SyncerPyramid.load()
     rows = [asdict(row) for row in synchrony.minutes(judges, motion, heard)]
     for row in rows:
         row |= {f"confidence_{200 * 2**n}": value for n, value in enumerate(row.pop("confidences"))}

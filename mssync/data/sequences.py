@@ -199,6 +199,8 @@ class SequenceBatches:
     augmentation: None for the pieces as they are.
     around: for generators that speak live, frames of sound before and after a piece that they hear: a batch then ends
         with heard (B, 4 (before + frames + after), 26), the average sound where a clip has none.
+    disturb: what is done to the sound (4 frames, 26) of a piece at last, with the random numbers of its batch.
+    strangers: every piece moves around the mean of another clip, so that a face cannot be known by its place and shape.
     """
 
     def __init__(
@@ -209,8 +211,11 @@ class SequenceBatches:
         seed: int,
         augmentation: AugmentationConfig | None = None,
         around: tuple[int, int] | None = None,
+        disturb: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None,
+        strangers: bool = False,
     ) -> None:
-        self.around = around
+        self.around, self.disturb = around, disturb
+        self.means = [s.motion.mean(0) for s in sequences] if strangers else None
         if around is not None:
             self.average = torch.cat([s.heard for s in sequences if s.heard is not None]).mean(0)
         self.frames, self.batch, self.seed, self.augmentation = frames, batch, seed, augmentation
@@ -241,12 +246,16 @@ class SequenceBatches:
         mirrored = settings is not None and rng.random() < settings.flip
         whole = sequence.mirrored if mirrored else sequence.motion
         motion = torch.cat([whole[start : start + self.frames], whole[other : other + 1]])
+        if self.means is not None:
+            motion = motion - whole.mean(0) + self.means[rng.integers(len(self.means))]
         audio = sequence.audio[AUDIO_PER_VIDEO * start : AUDIO_PER_VIDEO * (start + self.frames)]
         heard = self._around(sequence, start)
         if settings is not None:
             motion = augmented(motion, settings, rng)
             shift = jitter(float(sequence.audio.max() - sequence.audio.min()), settings, rng)
             audio, heard = audio + shift, [sound + shift for sound in heard]
+        if self.disturb is not None:
+            audio = torch.from_numpy(self.disturb(audio.numpy(), rng))
         return [motion[:-1], audio, motion[-1], torch.tensor(self.numbers[sequence.name]), *heard]
 
     def _around(self, sequence: Sequence, start: int) -> list[Tensor]:
@@ -266,6 +275,27 @@ def augmented(motion: Tensor, settings: AugmentationConfig, rng: np.random.Gener
     shift = torch.zeros(10, 6)
     shift[:, :2] = torch.from_numpy(rng.uniform(-settings.shift, settings.shift, 2)).float()
     return scaled + shift.flatten()
+
+
+def disturbed_sound(sound: np.ndarray, tilt: float, noise: float, mask: float, rng: np.random.Generator) -> np.ndarray:
+    """Log energies (n, 26) as of another room: other levels of the bands, noise, a moment and some bands missing.
+
+    tilt: deviation of the level of bands; noise, mask: probabilities.
+    """
+    count, bands = sound.shape
+    knots = rng.normal(0, tilt, 5)
+    sound = sound + np.interp(np.linspace(0, 4, bands), np.arange(5), knots).astype(np.float32)
+    if rng.random() < noise:
+        floor = rng.uniform(-4, 0) + 0.7 * rng.standard_normal((count, bands), np.float32)
+        sound = np.logaddexp(sound, floor.astype(np.float32))
+    if rng.random() < mask:
+        length, start = int(rng.integers(2, 16)), int(rng.integers(count))
+        sound[start : start + length] = sound.min()
+    if rng.random() < mask:
+        low = int(rng.integers(bands))
+        missing = sound[:, low : low + int(rng.integers(1, 6))]
+        missing[:] = missing.mean(0)
+    return sound.astype(np.float32)
 
 
 def jitter(reach: float, settings: AugmentationConfig, rng: np.random.Generator) -> float:

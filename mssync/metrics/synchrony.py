@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from mssync.audio import AUDIO_PER_VIDEO
 from mssync.data.sequences import Sequence as Clip
 from mssync.metrics.estimates import Estimate, mean
 from mssync.pyramid import pyramid
-from mssync.syncer import Syncer, windows
+from mssync.syncer import MOTION_WINDOW, Syncer, SyncerPyramid
 from mssync.video import FPS
 
 REACH = 15  # frames of a level to both sides (the paper, section 4.3)
@@ -52,7 +52,7 @@ class Score:
 
 
 @torch.no_grad()
-def score(syncers: Sequence[Syncer], motion: Tensor, audio: Tensor, system: str, clip: str) -> list[Score]:
+def score(syncers: SyncerPyramid, motion: Tensor, audio: Tensor, system: str, clip: str) -> list[Score]:
     """Scores of a clip, motion (T, D) and audio (4T, 26), at every level that it is long enough for."""
     found = []
     for level, similarity in _similarities(syncers, motion, audio):
@@ -61,7 +61,7 @@ def score(syncers: Sequence[Syncer], motion: Tensor, audio: Tensor, system: str,
 
 
 @torch.no_grad()
-def score_moved(syncers: Sequence[Syncer], motion: Tensor, audio: Tensor, system: str, clip: str) -> list[Score]:
+def score_moved(syncers: SyncerPyramid, motion: Tensor, audio: Tensor, system: str, clip: str) -> list[Score]:
     """Scores of a clip whose sound is moved by SHIFTS frames of each level, where the clip reaches twice as far."""
     found = []
     for level, similarity in _similarities(syncers, motion, audio):
@@ -73,18 +73,16 @@ def score_moved(syncers: Sequence[Syncer], motion: Tensor, audio: Tensor, system
     return found
 
 
-def _similarities(syncers: Sequence[Syncer], motion: Tensor, audio: Tensor) -> list[tuple[int, Tensor]]:
+def _similarities(syncers: SyncerPyramid, motion: Tensor, audio: Tensor) -> list[tuple[int, Tensor]]:
     """(level, cosines (n, n)): row t motion, column t sound, windows in order."""
     found = []
-    levels = zip(pyramid(motion[None], len(syncers)), pyramid(audio[None], len(syncers)), strict=True)
-    for level, (syncer, (moves, sound)) in enumerate(zip(syncers, levels, strict=True), start=1):
-        try:
-            heard, seen = windows(sound, moves)
-        except ValueError:  # too short for this level, and so for the coarser ones
+    levels = zip(syncers.syncers, pyramid(motion[None], len(syncers)), pyramid(audio[None], len(syncers)), strict=True)
+    for level, (syncer, moves, sound) in enumerate(levels, start=1):
+        count = min(moves.shape[1], sound.shape[1] // AUDIO_PER_VIDEO) - MOTION_WINDOW + 1
+        if count < MIN_WINDOWS:  # too short for this level, and so for the coarser ones
             break
-        if seen.shape[1] < MIN_WINDOWS:
-            break
-        found.append((level, syncer.embed_motion(seen)[0] @ syncer.embed_audio(heard)[0].T))
+        net = cast(Syncer, syncer)
+        found.append((level, net.embed_motion(moves)[0, :count] @ net.embed_audio(sound)[0, :count].T))
     return found
 
 
@@ -118,7 +116,7 @@ def offset_curve(similarity: np.ndarray) -> np.ndarray:
 # Systems
 
 
-def conditions(syncers: Sequence[Syncer], clips: Sequence[Clip]) -> list[Score]:
+def conditions(syncers: SyncerPyramid, clips: Sequence[Clip]) -> list[Score]:
     """Real clips: with their sound, with that moved, with another clip's sound, and with silence."""
     found = []
     for clip, other in zip(clips, _others(clips), strict=True):
@@ -129,7 +127,7 @@ def conditions(syncers: Sequence[Syncer], clips: Sequence[Clip]) -> list[Score]:
     return found
 
 
-def baselines(syncers: Sequence[Syncer], clips: Sequence[Clip]) -> list[Score]:
+def baselines(syncers: SyncerPyramid, clips: Sequence[Clip]) -> list[Score]:
     """Speech with a face that stays still, and with the real motion of another clip, begun where this one begins."""
     found = []
     for clip, other in zip(clips, _others(clips), strict=True):
@@ -139,7 +137,7 @@ def baselines(syncers: Sequence[Syncer], clips: Sequence[Clip]) -> list[Score]:
     return found
 
 
-def generated(syncers: Sequence[Syncer], generator: Any, clips: Sequence[Clip], system: str) -> list[Score]:
+def generated(syncers: SyncerPyramid, generator: Any, clips: Sequence[Clip], system: str) -> list[Score]:
     """The motion that a generator makes of each clip's first frame and speech."""
     found = []
     for clip in clips:
@@ -247,7 +245,7 @@ class Minute:
     confidences: list[float]
 
 
-def minutes(syncers: Sequence[Syncer], motion: Tensor, audio: Tensor) -> list[Minute]:
+def minutes(syncers: SyncerPyramid, motion: Tensor, audio: Tensor) -> list[Minute]:
     """Generated motion (T, 60) and its audio (4T, 26), minute by minute; what is left of less than half one is cut."""
     size, found = 60 * FPS, []
     for start in range(0, len(motion) - size // 2 + 1, size):

@@ -10,7 +10,6 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,7 +18,8 @@ from mssync.data.sequences import Sequence as Clip
 from mssync.data.sequences import read_sequences
 from mssync.errors import written_whole
 from mssync.metrics import synchrony
-from mssync.training.generator import load_syncers, train
+from mssync.syncer import SyncerPyramid
+from mssync.training.generator import train
 from mssync.weights import load_model
 
 FOLDER = "ablations"
@@ -52,7 +52,7 @@ class Study:
         self, data: Path, syncers: Path, runs: Path, split: str = "val", overrides: Sequence[str] = ()
     ) -> None:
         self.data, self.syncers, self.runs, self.overrides = data, syncers, runs, list(overrides)
-        self.judges: Any = list(load_syncers(syncers).syncers)
+        self.judges = SyncerPyramid.load(syncers)
         self.clips: list[Clip] = read_sequences(data, split, MIN_FRAMES)
 
     def variant(self, name: str, steps: int) -> Variant:

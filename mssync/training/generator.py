@@ -6,8 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from mssync.audio import AUDIO_PER_VIDEO
 from mssync.config import Config
@@ -19,14 +21,17 @@ from mssync.discriminator import (
     generator_loss,
 )
 from mssync.errors import InputError
+from mssync.faces import INNER_LIPS
 from mssync.generator import Generator
-from mssync.pyramid import LEVELS
-from mssync.syncer import SynchronyLoss
+from mssync.reenact import N_VALUES
+from mssync.reenact.mesh import LOWER_LIP, MESH_KEYPOINTS, UPPER_LIP, face_reading
+from mssync.syncer import MultiScaleSyncLoss, SyncerPyramid
 from mssync.training.common import Average, Run, launched
 from mssync.weights import load_model, save_model
 
 VALIDATE_EVERY = 250  # steps
 VALIDATION_BATCHES = 4
+LIPS_UNIT = 0.02  # in [-1, 1] coordinates: about what the points of speaking lips deviate from their mean
 
 
 @dataclass
@@ -38,13 +43,45 @@ class _Parts:
     sequence: Any
     generator_optimizer: Any
     discriminator_optimizer: Any
-    synchrony: SynchronyLoss
+    synchrony: MultiScaleSyncLoss
     average: Average
+    lips: Lips | None
 
 
 def reconstruction_loss(motion: Tensor, generated: Tensor) -> Tensor:
     """Eq. 14: squared L2 distance of whole sequences (B, T, 60), mean over the batch."""
     return (motion - generated).square().sum((1, 2)).mean()
+
+
+class Lips(nn.Module):
+    """Shape of the lips behind the motion of the compact reenactor, whose keypoints tell the whole face mesh (ours).
+
+    Lips are small: in the sum over 60 numbers of eq. 14 they count little, to a viewer most.
+    """
+
+    reading: Tensor  # (1 + 54, 2 points): from the mesh keypoints to the points of the lips, less their mean
+
+    def __init__(self) -> None:
+        super().__init__()
+        points = sorted({*UPPER_LIP, *LOWER_LIP})
+        reading = torch.from_numpy(face_reading().astype(np.float32)).unflatten(1, (-1, 2))[:, points]
+        self.register_buffer("reading", (reading - reading.mean(1, keepdim=True)).flatten(1))
+        self.inner = [points.index(n) for n in INNER_LIPS]
+
+    def forward(self, motion: Tensor) -> Tensor:
+        """Motion (..., 60) -> points (..., n, 2), in [-1, 1] coordinates, less their mean."""
+        flat = motion[..., : MESH_KEYPOINTS * N_VALUES] @ self.reading[:-1] + self.reading[-1]
+        return flat.unflatten(-1, (-1, 2))
+
+    def loss(self, motion: Tensor, generated: Tensor) -> Tensor:
+        """Eq. 14 of the lips: squared distances of sequences (B, T, 60), mean over points and batch, in LIPS_UNIT."""
+        apart = (self(motion) - self(generated)) / LIPS_UNIT
+        return apart.square().sum(-1).mean(-1).sum(1).mean()
+
+    def opening(self, motion: Tensor) -> Tensor:
+        """How far the mouth is open, of motion (..., 60) -> (...), in [-1, 1] coordinates."""
+        upper, lower = self(motion)[..., self.inner, :].unbind(-2)
+        return (lower - upper).norm(dim=-1)
 
 
 def train(
@@ -65,7 +102,8 @@ def train(
     torch.manual_seed(0)
     live = config.generator.lookahead is not None
     sequences = read_sequences(data, "train", settings.frames, config.augmentation.smooth, live)
-    parts = _build(config, sequences, load_syncers(syncers, settings.sync_reduction, settings.sync_levels))
+    pyramid = SyncerPyramid.load(syncers, settings.sync_levels)
+    parts = _build(config, sequences, MultiScaleSyncLoss(pyramid, settings.sync_reduction))
     generator: Generator = parts.generator
     around = (generator.lead, generator.follow) if live else None
     start = int(run.restore(_stored(parts)).get("step", 0))
@@ -92,22 +130,7 @@ def train(
     return run.folder / "generator.safetensors"
 
 
-def load_syncers(folder: str | Path, reduction: str = "sum", levels: int = LEVELS) -> SynchronyLoss:
-    """The frozen pyramid from a folder with syncer1, syncer2, … (syncer1 alone: the single-scale loss).
-
-    levels: take no more than these. Raises InputError when there is none, or a gap.
-    """
-    present = [level for level in range(1, levels + 1) if (Path(folder) / f"syncer{level}.safetensors").is_file()]
-    if not present or present != list(range(1, present[-1] + 1)):
-        missing = next(level for level in range(1, levels + 1) if level not in present)
-        raise InputError(
-            f"{folder}: no syncer{missing}.safetensors here; train it with `mssync train syncer --level {missing}`"
-        )
-    syncers: Any = [load_model(Path(folder) / f"syncer{level}.safetensors", kinds=("syncer",))[0] for level in present]
-    return SynchronyLoss(syncers, reduction)
-
-
-def _build(config: Config, sequences: list[Sequence], synchrony: SynchronyLoss) -> _Parts:
+def _build(config: Config, sequences: list[Sequence], synchrony: MultiScaleSyncLoss) -> _Parts:
     settings = config.generator_training
     generator = Generator(config.generator)
     frame, sequence = FrameDiscriminator(config.discriminator), SequenceDiscriminator(config.discriminator)
@@ -127,6 +150,7 @@ def _build(config: Config, sequences: list[Sequence], synchrony: SynchronyLoss) 
         torch.optim.Adam(both, settings.lr_discriminator, betas=settings.betas),
         synchrony,
         Average(generator, settings.average),
+        Lips() if settings.lambda_lips else None,
     )
 
 
@@ -153,7 +177,10 @@ def _distribute(fabric: Any, parts: _Parts) -> _Parts:
     discriminator_optimizer = fabric.setup_optimizers(parts.discriminator_optimizer)
     parts.average.model.to(fabric.device)
     synchrony = parts.synchrony.to(fabric.device)
-    return _Parts(generator, frame, sequence, generator_optimizer, discriminator_optimizer, synchrony, parts.average)
+    lips = None if parts.lips is None else parts.lips.to(fabric.device)
+    return _Parts(
+        generator, frame, sequence, generator_optimizer, discriminator_optimizer, synchrony, parts.average, lips
+    )
 
 
 def _bare(module: Any) -> Any:
@@ -187,12 +214,15 @@ def _step(fabric: Any, parts: _Parts, batch: list[Tensor], config: Config) -> di
     adversarial = _judged(parts, generated)
     reconstruction = reconstruction_loss(motion, generated)
     loss = settings.lambda_av * synchrony + settings.lambda_adv * adversarial + settings.lambda_rec * reconstruction
+    values = {"rec": reconstruction, "adv": adversarial, "d_frame": frame_loss, "d_seq": sequence_loss}
+    if parts.lips is not None:
+        values["lips"] = parts.lips.loss(motion, generated)
+        loss = loss + settings.lambda_lips * values["lips"]
     parts.generator_optimizer.zero_grad(set_to_none=True)
     fabric.backward(loss)
     if settings.max_gradient is not None:
         torch.nn.utils.clip_grad_norm_(parts.generator.parameters(), settings.max_gradient)
     parts.generator_optimizer.step()
-    values = {"rec": reconstruction, "adv": adversarial, "d_frame": frame_loss, "d_seq": sequence_loss}
     values |= {f"sync{i + 1}": -level for i, level in enumerate(levels)}
     return {name: float(value.detach()) for name, value in values.items()}
 
@@ -221,9 +251,16 @@ def _validate(parts: _Parts, checks: list[tuple[Tensor, ...]]) -> dict[str, floa
         scored = {"val_gen": generated, "val_real": motion, "val_shuffled": generated.roll(1, 0)}
         row = {f"{k}{i + 1}": -float(v) for k, x in scored.items() for i, v in enumerate(parts.synchrony(x, audio)[1])}
         row["val_rec"] = float(reconstruction_loss(motion, generated))
+        if parts.lips is not None:
+            row["val_mouth"] = _correlation(parts.lips.opening(motion), parts.lips.opening(generated))
         row["val_speed"] = float(generated.diff(dim=1).abs().mean() / motion.diff(dim=1).abs().mean())
         rows.append(row)
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+
+def _correlation(a: Tensor, b: Tensor) -> float:
+    """Mean over the batch of the correlation over time of (B, T) each."""
+    return float(F.cosine_similarity(a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True), dim=1).mean())
 
 
 def _stored(parts: _Parts) -> dict[str, Any]:

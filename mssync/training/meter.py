@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from mssync.audio import AUDIO_PER_VIDEO
 from mssync.config import Config, MeterTraining
 from mssync.data.clips import Clip, read_clips
+from mssync.data.sequences import disturbed_sound
 from mssync.errors import InputError, written_whole
 from mssync.meter import (
     FRAME_MS,
@@ -36,7 +37,6 @@ from mssync.meter import (
     STEP_MS,
     SURE,
     Comparison,
-    LevelSyncer,
     SyncMeter,
     head_motion,
     level_sums,
@@ -47,7 +47,9 @@ from mssync.meter import (
     sound_features,
 )
 from mssync.pyramid import LEVELS, pyramid
+from mssync.syncer import Syncer
 from mssync.training.common import Average, Run, cosine_rate, launched
+from mssync.training.syncer import NEAR, scores, stretch_loss
 from mssync.video import FPS
 from mssync.weights import save_model
 
@@ -57,7 +59,6 @@ PIECES = (2, 4, 8)  # seconds of the pieces on which the probability is calibrat
 WARMUP = 100
 VALIDATE_EVERY = 250  # steps
 VALIDATION_BATCHES = 8
-NEAR = 1  # windows next to the true one are neither right nor wrong
 
 
 @dataclass
@@ -113,7 +114,10 @@ class Pieces:
         heard = (start + example.late) * AUDIO_PER_VIDEO
         sound = resampled(example.sound, heard, speed, AUDIO_PER_VIDEO * count)
         if self.augment:
-            motion, sound = disturbed_motion(motion, settings, rng), disturbed_sound(sound, settings, rng)
+            motion, sound = (
+                disturbed_motion(motion, settings, rng),
+                disturbed_sound(sound, settings.tilt, settings.noise, settings.mask, rng),
+            )
         return motion, sound
 
 
@@ -132,33 +136,7 @@ def disturbed_motion(motion: np.ndarray, settings: MeterTraining, rng: np.random
     return (size * motion + noise).astype(np.float32)
 
 
-def disturbed_sound(sound: np.ndarray, settings: MeterTraining, rng: np.random.Generator) -> np.ndarray:
-    """Log energies as of another room: other levels of the bands, noise, a moment and some bands missing."""
-    count, bands = sound.shape
-    knots = rng.normal(0, settings.tilt, 5)
-    sound = sound + np.interp(np.linspace(0, 4, bands), np.arange(5), knots).astype(np.float32)
-    if rng.random() < settings.noise:
-        floor = rng.uniform(-4, 0) + 0.7 * rng.standard_normal((count, bands), np.float32)
-        sound = np.logaddexp(sound, floor.astype(np.float32))
-    if rng.random() < settings.mask:
-        length, start = int(rng.integers(2, 16)), int(rng.integers(count))
-        sound[start : start + length] = sound.min()
-    if rng.random() < settings.mask:
-        low = int(rng.integers(bands))
-        sound[:, low : low + int(rng.integers(1, 6))] = 0
-    return sound.astype(np.float32)
-
-
 # Losses
-
-
-def scores(moves: Tensor, sounds: Tensor, reach: int) -> tuple[Tensor, Tensor]:
-    """Cosines (B, n, 2 reach + 1) of every motion window with the sound windows up to `reach` away, and which of
-    them exist (n, 2 reach + 1). Column k: the sound window k - reach later."""
-    count = moves.shape[1]
-    around = F.pad(sounds, (0, 0, reach, reach)).unfold(1, 2 * reach + 1, 1)
-    at = torch.arange(count, device=moves.device)[:, None] + torch.arange(-reach, reach + 1, device=moves.device)
-    return torch.einsum("bne,bnek->bnk", moves, around), (at >= 0) & (at < count)
 
 
 def window_loss(cosines: Tensor, there: Tensor, temperature: Tensor | float) -> Tensor:
@@ -168,23 +146,6 @@ def window_loss(cosines: Tensor, there: Tensor, temperature: Tensor | float) -> 
     negative = (there & (apart > NEAR)).expand_as(cosines)
     logits = (cosines / temperature).masked_fill(~negative & (apart != 0), -torch.inf)
     return F.cross_entropy(logits.flatten(0, 1), torch.full((logits.shape[0] * logits.shape[1],), reach))
-
-
-def stretch_loss(cosines: Tensor, there: Tensor, windows: int, sharpness: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of the true offset of stretches of so many windows, and the share of them recovered within one.
-
-    The evidence for an offset is the sum of its cosines, those that do not exist counting as the mean.
-    """
-    known = cosines.masked_fill(~there, 0)
-    mean = known.sum(-1, keepdim=True) / there.sum(-1, keepdim=True)
-    centred = (known - mean).masked_fill(~there, 0)
-    parts = max(1, cosines.shape[1] // windows)
-    logits = torch.stack([part.sum(1) for part in centred.tensor_split(parts, dim=1)], 1).flatten(0, 1) * sharpness
-    reach = logits.shape[-1] // 2
-    target = torch.zeros_like(logits)
-    target[:, reach], target[:, [reach - 1, reach + 1]] = 0.7, 0.15
-    recovered = ((logits.argmax(-1) - reach).abs() <= 1).float().mean()
-    return -(target * logits.log_softmax(-1)).sum(-1).mean(), recovered
 
 
 def triplet_loss(cosines: Tensor, there: Tensor, margin: float) -> tuple[Tensor, Tensor]:
@@ -204,7 +165,7 @@ def triplet_loss(cosines: Tensor, there: Tensor, margin: float) -> tuple[Tensor,
 class Levels(nn.Module):
     """The syncers of one part while they are trained, with the sharpness of `stretch_loss` for each."""
 
-    def __init__(self, syncers: list[LevelSyncer]) -> None:
+    def __init__(self, syncers: list[Syncer]) -> None:
         super().__init__()
         self.syncers = nn.ModuleList(syncers)
         self.log_sharpness = nn.Parameter(torch.zeros(len(syncers)))
@@ -214,7 +175,7 @@ class Levels(nn.Module):
         losses, shares = [], []
         moves, sounds = pyramid(motion, len(self.syncers)), pyramid(sound, len(self.syncers))
         for n, net in enumerate(self.syncers):
-            seen, heard = net.embed_motion(moves[n]), net.embed_sound(sounds[n])  # type: ignore[operator]
+            seen, heard = net.embed_motion(moves[n]), net.embed_audio(sounds[n])  # type: ignore[operator]
             count = min(seen.shape[1], heard.shape[1])
             cosines, there = scores(seen[:, :count], heard[:, :count], min(MAX_OFFSET, count - 1))
             if part == "head":
@@ -255,7 +216,7 @@ def train(config: Config, data: str | Path, run_dir: str | Path, max_minutes: fl
     skull = mean_skull(np.concatenate([clip.landmarks[::FPS] for clip in clips]))
     lips, lips_val = ([_example(clip, "lips", skull) for clip in split] for split in (clips, checks))
 
-    def fit(stage: _Stage) -> list[LevelSyncer]:
+    def fit(stage: _Stage) -> list[Syncer]:
         return _fit(stage, config, fabric, run_dir, deadline)
 
     late = _measured(lips, lips_val, settings, fit, Path(run_dir))
@@ -291,7 +252,7 @@ def _example(clip: Clip, part: str, skull: np.ndarray) -> Example:
     return Example(clip.entry.name, clip.entry.identity, motion, mirrored, sound)
 
 
-def _fit(stage: _Stage, config: Config, fabric: Any, run_dir: str | Path, deadline: float) -> list[LevelSyncer]:
+def _fit(stage: _Stage, config: Config, fabric: Any, run_dir: str | Path, deadline: float) -> list[Syncer]:
     """Train one stage to its end; returns the averaged networks, those best on `val` if there is one."""
     settings = config.meter_training
     left = (deadline - time.monotonic()) / 60
@@ -299,7 +260,7 @@ def _fit(stage: _Stage, config: Config, fabric: Any, run_dir: str | Path, deadli
     torch.manual_seed(zlib.crc32(stage.name.encode()))
     width = config.meter.head_width if stage.part == "head" else config.meter.lips_width
     size = stage.train[0].motion.shape[1]
-    levels = Levels([LevelSyncer(size, width, config.meter.embedding, settings.dropout) for _ in range(stage.levels)])
+    levels = Levels([Syncer(size, width, config.meter.embedding, settings.dropout) for _ in range(stage.levels)])
     _set_statistics(levels, stage.train)
     batches = Pieces(stage.train, settings, seed=1)
     held_out = Pieces(stage.val, settings, seed=2, augment=False) if stage.val else None
@@ -364,7 +325,7 @@ def _set_statistics(levels: Levels, examples: list[Example]) -> None:
             for level, x in zip(kept, pyramid(torch.from_numpy(values)[None], count), strict=True):
                 level.append(x[0])
     for net, moves, sounds in zip(levels.syncers, motion, sound, strict=True):
-        for norm, rows in ((net.motion_norm, torch.cat(moves)), (net.sound_norm, torch.cat(sounds))):
+        for norm, rows in ((net.motion_norm, torch.cat(moves)), (net.audio_norm, torch.cat(sounds))):
             norm.set_statistics(rows.mean(0), rows.std(0))  # type: ignore[operator, union-attr]
 
 
@@ -375,7 +336,7 @@ def _measured(
     examples: list[Example],
     val: list[Example],
     settings: MeterTraining,
-    fit: Callable[[_Stage], list[LevelSyncer]],
+    fit: Callable[[_Stage], list[Syncer]],
     run: Path,
 ) -> dict[str, float]:
     """By how many frames the sound of each clip is late, by name; without clips in which lips and sound do not fit.

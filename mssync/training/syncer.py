@@ -1,7 +1,8 @@
 """Training of one syncer of the pyramid (eq. 2): InfoNCE between windows of sound and windows of motion.
 
-Negatives are motion windows against the same sound: on the levels that hold enough windows, misaligned ones of
-the same sequence; on the coarsest level, windows of other sequences of the batch.
+Negatives are motion windows against the same sound: on the levels that hold enough windows, misaligned ones of the same
+sequence; above (on the coarsest level, in the paper), windows of other sequences of the batch. A second, optional loss
+asks what syncers are for: of all offsets of a second of speech, the true one should fit best.
 """
 
 from __future__ import annotations
@@ -10,25 +11,28 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from mssync.config import Config
-from mssync.data.sequences import Sequence, SequenceBatches, read_sequences, validation_batches
+from mssync.config import Config, SyncerTraining
+from mssync.data.sequences import Sequence, SequenceBatches, disturbed_sound, read_sequences, validation_batches
 from mssync.errors import InputError
-from mssync.pyramid import LEVELS, pyramid
-from mssync.syncer import Syncer, info_nce, windows
-from mssync.training.common import Run, cosine_rate, launched
+from mssync.pyramid import pyramid
+from mssync.syncer import Syncer, info_nce
+from mssync.training.common import Average, Run, cosine_rate, launched
 from mssync.weights import save_model
 
 VALIDATE_EVERY = 250  # steps
 VALIDATION_BATCHES = 8
 WARMUP = 100
+MAX_OFFSET = 15  # windows to both sides among which the offset of a stretch is sought (the paper, section 4.3)
+MIN_STRETCH = 3  # windows
+NEAR = 1  # windows next to the true one are neither right nor wrong
 
 
-def level_windows(audio: Tensor, motion: Tensor, level: int) -> tuple[Tensor, Tensor]:
-    """Windows of one level of the pyramid: (B, 4T, 26), (B, T, 60) -> (B, n, 20, 26), (B, n, 5, 60)."""
-    return windows(pyramid(audio, level)[-1], pyramid(motion, level)[-1])
+# Losses
 
 
 def contrast(
@@ -43,10 +47,10 @@ def contrast(
     batch, count, _ = sounds.shape
     positive = (sounds * moves).sum(-1).flatten()
     if clips is None:
-        scores = (sounds @ moves.transpose(1, 2)).flatten(0, 1)  # (B * n, n)
+        cosines = (sounds @ moves.transpose(1, 2)).flatten(0, 1)  # (B * n, n)
         barred = torch.eye(count, dtype=torch.bool).repeat(batch, 1)
     else:
-        scores = sounds.flatten(0, 1) @ moves.flatten(0, 1).T  # (B * n, B * n)
+        cosines = sounds.flatten(0, 1) @ moves.flatten(0, 1).T  # (B * n, B * n)
         owner = clips.cpu().repeat_interleave(count)
         barred = owner[:, None] == owner
     available = int((~barred).sum(1).min())
@@ -55,9 +59,64 @@ def contrast(
             f"{negatives} negatives are wanted but there are only {available}: "
             "raise syncer_training.frames or .batch, or lower syncer_training.negatives"
         )
-    order = torch.rand(scores.shape, generator=generator).masked_fill(barred, -1.0)
-    chosen = order.topk(negatives, dim=1).indices.to(scores.device)
-    return positive, scores.gather(1, chosen)
+    order = torch.rand(cosines.shape, generator=generator).masked_fill(barred, -1.0)
+    chosen = order.topk(negatives, dim=1).indices.to(cosines.device)
+    return positive, cosines.gather(1, chosen)
+
+
+def scores(moves: Tensor, sounds: Tensor, reach: int) -> tuple[Tensor, Tensor]:
+    """Cosines (B, n, 2 reach + 1) of every motion window with the sound windows up to `reach` away, and which of
+    them exist (n, 2 reach + 1). Column k: the sound window k - reach later."""
+    count = moves.shape[1]
+    around = F.pad(sounds, (0, 0, reach, reach)).unfold(1, 2 * reach + 1, 1)
+    at = torch.arange(count, device=moves.device)[:, None] + torch.arange(-reach, reach + 1, device=moves.device)
+    return torch.einsum("bne,bnek->bnk", moves, around), (at >= 0) & (at < count)
+
+
+def stretch_loss(cosines: Tensor, there: Tensor, windows: int, sharpness: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of the true offset of stretches of so many windows, and the share of them recovered within one.
+
+    The evidence for an offset is the sum of its cosines, those that do not exist counting as the mean.
+    """
+    known = cosines.masked_fill(~there, 0)
+    mean = known.sum(-1, keepdim=True) / there.sum(-1, keepdim=True)
+    centred = (known - mean).masked_fill(~there, 0)
+    parts = max(1, cosines.shape[1] // windows)
+    logits = torch.stack([part.sum(1) for part in centred.tensor_split(parts, dim=1)], 1).flatten(0, 1) * sharpness
+    reach = logits.shape[-1] // 2
+    target = torch.zeros_like(logits)
+    target[:, reach], target[:, [reach - 1, reach + 1]] = 0.7, 0.15
+    recovered = ((logits.argmax(-1) - reach).abs() <= 1).float().mean()
+    return -(target * logits.log_softmax(-1)).sum(-1).mean(), recovered
+
+
+class Trained(nn.Module):
+    """A syncer while it is trained, with the sharpness of `stretch_loss`."""
+
+    def __init__(self, syncer: Syncer, level: int, settings: SyncerTraining) -> None:
+        super().__init__()
+        self.syncer, self.level, self.settings = syncer, level, settings
+        self.log_sharpness = nn.Parameter(torch.zeros(()))
+
+    def forward(self, batch: tuple[Tensor, ...], seed: int) -> tuple[Tensor, Tensor]:
+        """Loss of a batch of `SequenceBatches`, and the share of windows whose positive scores above all negatives."""
+        motion, audio, clips, settings = batch[0], batch[1], batch[3], self.settings
+        moves = self.syncer.embed_motion(pyramid(motion, self.level)[-1])
+        sounds = self.syncer.embed_audio(pyramid(audio, self.level)[-1])
+        count = min(moves.shape[1], sounds.shape[1])
+        moves, sounds = moves[:, :count], sounds[:, :count]
+        drawn = torch.Generator().manual_seed(seed)
+        others = clips if self.level > settings.own_levels else None
+        positive, negatives = contrast(sounds, moves, others, settings.negatives[self.level - 1], drawn)
+        loss = info_nce(positive, negatives, settings.temperature)
+        if settings.stretch:
+            windows = max(MIN_STRETCH, settings.stretch // 2 ** (self.level - 1))
+            around = scores(moves, sounds, min(MAX_OFFSET, count - 1))
+            loss = loss + stretch_loss(*around, windows, self.log_sharpness.exp())[0]
+        return loss, (positive > negatives.max(1).values).float().mean()
+
+
+# Training
 
 
 def train(config: Config, data: str | Path, run_dir: str | Path, level: int, max_minutes: float | None = None) -> Path:
@@ -72,56 +131,57 @@ def train(config: Config, data: str | Path, run_dir: str | Path, level: int, max
     fabric = launched()
     run = Run(run_dir, f"syncer{level}", max_minutes or settings.max_minutes, fabric)
     torch.manual_seed(level)
-    syncer = Syncer(**asdict(config.syncer))
     sequences = read_sequences(data, "train", settings.frames, config.augmentation.smooth)
-    _set_statistics(syncer, sequences, level)
-    batches = SequenceBatches(sequences, settings.frames, settings.batch, level, config.augmentation)
+    model = Trained(Syncer(**asdict(config.syncer), dropout=settings.dropout), level, settings)
+    _set_statistics(model.syncer, sequences, level)
+    disturb = _disturbance(settings)
+    batches = SequenceBatches(
+        sequences, settings.frames, settings.batch, level, config.augmentation, None, disturb, settings.strangers
+    )
     checks = validation_batches(
         data, sequences, settings.frames, settings.batch, VALIDATION_BATCHES, config.augmentation.smooth
     )
     optimizer = torch.optim.AdamW(
-        syncer.parameters(), settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
+        model.parameters(), settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
     )
-    kept = {"model": syncer, "optimizer": optimizer}
+    average = Average(model, settings.average)
+    kept = {"model": model, "optimizer": optimizer, "average": average.model}
     numbers = run.restore(kept)
     start, best = int(numbers.get("step", 0)), float(numbers.get("best", 0.0))
-    wrapped, optimizer = fabric.setup(syncer, optimizer)
-    wrapped.mark_forward_method("embed_audio")
-    wrapped.mark_forward_method("embed_motion")
+    wrapped, optimizer = fabric.setup(model, optimizer)
+    average.model.to(fabric.device)
     done = start
     for step in run.steps(start, settings.iterations):
+        seed = step * fabric.world_size + fabric.global_rank
+        torch.manual_seed(seed)  # dropout: the same after a stop
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * cosine_rate(step, settings.iterations, WARMUP)
-        batch = batches(step * fabric.world_size + fabric.global_rank)
-        loss, accuracy = _loss(wrapped, batch, config, level, step)
+        loss, accuracy = wrapped(tuple(x.to(fabric.device) for x in batches(seed)), step)
         fabric.backward(loss)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        average.update(model, step)
         done = step + 1
-        run.log(step, {"loss": float(loss.detach()), "accuracy": accuracy})
+        run.log(step, {"loss": float(loss.detach()), "accuracy": float(accuracy)})
         if done % VALIDATE_EVERY == 0 or done == settings.iterations:
-            best = _validate(run, wrapped, checks, config, level, done, best)
+            best = _validate(run, average.model, checks, config, done, best)
             run.save(kept, step=done, best=best)
     run.save(kept, step=done, best=best)
     if not best:
-        _validate(run, wrapped, checks, config, level, done, best)
+        _validate(run, average.model, checks, config, done, best)
     return run.folder / f"syncer{level}.safetensors"
 
 
-def _loss(syncer: Any, batch: tuple[Tensor, ...], config: Config, level: int, seed: int) -> tuple[Tensor, float]:
-    """InfoNCE of a batch, and the share of windows whose positive scores above all of its negatives."""
-    motion, audio = batch[0].to(syncer.device), batch[1].to(syncer.device)
-    sounds, moves = level_windows(audio, motion, level)
-    settings = config.syncer_training
-    positive, negatives = contrast(
-        syncer.embed_audio(sounds),
-        syncer.embed_motion(moves),
-        batch[3] if level == LEVELS else None,
-        settings.negatives[level - 1],
-        generator=torch.Generator().manual_seed(seed),
-    )
-    accuracy = float((positive > negatives.max(1).values).float().mean())
-    return info_nce(positive, negatives, settings.temperature), accuracy
+def _disturbance(settings: SyncerTraining) -> Any:
+    """What `SequenceBatches` does to the sound; None for nothing."""
+    chances = settings.tilt, settings.noise, settings.mask
+    if not any(chances):
+        return None
+
+    def disturb(sound: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return disturbed_sound(sound, *chances, rng)
+
+    return disturb
 
 
 def _set_statistics(syncer: Syncer, sequences: list[Sequence], level: int) -> None:
@@ -133,24 +193,16 @@ def _set_statistics(syncer: Syncer, sequences: list[Sequence], level: int) -> No
 
 @torch.no_grad()
 def _validate(
-    run: Run,
-    syncer: Any,
-    checks: list[tuple[Tensor, ...]],
-    config: Config,
-    level: int,
-    step: int,
-    best: float,
+    run: Run, model: Trained, checks: list[tuple[Tensor, ...]], config: Config, step: int, best: float
 ) -> float:
-    syncer.eval()
-    results = [_loss(syncer, batch, config, level, n) for n, batch in enumerate(checks)]
-    syncer.train()
-    loss = float(torch.stack([r[0] for r in results]).mean())
-    accuracy = sum(r[1] for r in results) / len(results)
+    device = run.fabric.device
+    results = [model(tuple(x.to(device) for x in batch), n) for n, batch in enumerate(checks)]
+    loss, accuracy = (float(torch.stack(values).mean()) for values in zip(*results, strict=True))
     run.log(step, {"val_loss": loss, "val_accuracy": accuracy}, every=0)
     if accuracy <= best:
         return best
-    figures = {"level": level, "steps": step, "val_loss": round(loss, 4), "val_accuracy": round(accuracy, 4)}
-    path = run.folder / f"syncer{level}.safetensors"
+    figures = {"level": model.level, "steps": step, "val_loss": round(loss, 4), "val_accuracy": round(accuracy, 4)}
+    path = run.folder / f"syncer{model.level}.safetensors"
     if run.fabric.is_global_zero:
-        save_model(path, syncer.module, "syncer", asdict(config.syncer), figures)
+        save_model(path, model.syncer, "syncer", asdict(config.syncer), figures)
     return accuracy
