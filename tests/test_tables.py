@@ -242,7 +242,7 @@ def test_stretches_of_a_video(folders: dict[str, Path]) -> None:
 def test_table1_by_the_meter(folders: dict[str, Path]) -> None:
     table = sync_table({"ours": folders["ours"]}, folders["real"], meter=SyncMeter().eval())
     assert [row.name for row in table.rows] == [GROUND_TRUTH, RANDOM, STILL, "ours"]
-    assert table.columns == ["lips_off", "lips_conf", "lmd", "lmd_eyes"]
+    assert table.columns == ["lips_off", "lips_conf", "lmd", "lmd_eyes", "mouth_r"]
     assert table.rows[0].cells["lmd"].mean == 0
     assert table.rows[3].cells["lmd"].mean > 0
     assert table.rows[3].cells["lips_off"].clips == 3

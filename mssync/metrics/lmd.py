@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from mssync.faces import mouth_opening
 from mssync.metrics.frontal import fit
 
 # The 20 points of the usual 68-point scheme: outer lips, then inner, clockwise from the picture's left corner.
@@ -22,6 +23,17 @@ def mouth_distances(landmarks: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """
     mouths = [fit(faces).frontal(faces)[:, MOUTH, :2] for faces in (landmarks, reference)]
     return np.linalg.norm(mouths[0] - mouths[1], axis=-1).mean(-1)
+
+
+def opening_correlation(landmarks: np.ndarray, reference: np.ndarray) -> float:
+    """Correlation over time of how far two mouths are open (`faces.mouth_opening`), (T, 478, 3) each.
+
+    nan where one of them does not move at all.
+    """
+    openings = [mouth_opening(faces) for faces in (landmarks, reference)]
+    if min(np.ptp(opening) for opening in openings) == 0:
+        return float("nan")
+    return float(np.corrcoef(*openings)[0, 1])
 
 
 def unit_in_pixels(reference: np.ndarray, side: float) -> float:

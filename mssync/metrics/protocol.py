@@ -224,7 +224,8 @@ def sync_table(
     table.notes.append(
         f"The first {SYNC_FRAMES} frames of each clip. |AV-Off| in frames of 40 ms and AV-Conf by {judge}. "
         "LMD: frontalised mouth landmarks against the real video, in pixels of a 256-pixel picture, and relative to "
-        f"the distance of the outer eye corners. {_counted(scored)}"
+        "the distance of the outer eye corners. Mouth r: correlation over time of how far the mouth is open with the "
+        f"real video. {_counted(scored)}"
     )
     return table
 
@@ -354,15 +355,17 @@ def _by_meter(meter: SyncMeter | None, take: Take) -> Figures:
 
 
 def _mouth_distance(take: Take, real: Take) -> Figures:
-    from mssync.metrics.lmd import mouth_distances, unit_in_pixels
+    from mssync.metrics.lmd import mouth_distances, opening_correlation, unit_in_pixels
 
     count = min(len(take), len(real))
     both = take.found[:count] & real.found[:count]
     if not both.any():
         return {}
-    wanted = real.landmarks[:count][both]
-    distance = float(mouth_distances(take.landmarks[:count][both], wanted).mean())
-    return {"lmd": distance * unit_in_pixels(wanted, real.size[0]), "lmd_eyes": 100 * distance}
+    here, wanted = take.landmarks[:count][both], real.landmarks[:count][both]
+    distance = float(mouth_distances(here, wanted).mean())
+    figures = {"lmd": distance * unit_in_pixels(wanted, real.size[0]), "lmd_eyes": 100 * distance}
+    together = opening_correlation(here, wanted)
+    return figures if math.isnan(together) else figures | {"mouth_r": together}
 
 
 def _pictures(take: Take) -> np.ndarray:

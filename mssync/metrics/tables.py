@@ -37,6 +37,7 @@ COLUMNS = {
     "lips_conf": Column("AV-Conf of the lip meter ↑", r"AV-Conf$_{\text{lip meter}}\uparrow$", 1, 3),
     "lmd": Column("LMD ↓", r"LMD $\downarrow$", -1),
     "lmd_eyes": Column("LMD / eyes, % ↓", r"LMD / eyes (\%) $\downarrow$", -1),
+    "mouth_r": Column("mouth r ↑", r"mouth $r\uparrow$", 1),
     # Table 2
     "head_1": Column("|AV-Off|₁ ↓ (200 ms)", r"$|\text{AV-Off}_1|\downarrow$", -1),
     "head_2": Column("|AV-Off|₂ ↓ (400 ms)", r"$|\text{AV-Off}_2|\downarrow$", -1),
