@@ -120,6 +120,9 @@ class GeneratorTraining:
     lambda_adv: float = 0.1
     lambda_rec: float = 1.0
     lambda_lips: float = 0.0  # shape of the lips, for motion of the compact reenactor alone (ours)
+    quiet: float = (
+        0.0  # share of a batch that falls silent half way, where mouths have to close; needs lambda_lips (ours)
+    )
     sync_reduction: Literal["sum", "mean"] = "sum"  # over levels: eq. 6, or ref
     sync_levels: int = 4  # levels of the synchrony loss, from the finest on; 1: the single-scale loss
     start: str | None = None  # a generator of the same sizes to begin from: a shipped one's name or a file (ours)

@@ -13,11 +13,13 @@ import torch
 
 pytest.importorskip("lightning", reason="needs mssync[train]")
 
-from mssync.config import Config, load_config
+from mssync.config import Config, GeneratorConfig, load_config
 from mssync.data.prepare import prepare
 from mssync.data.sequences import extract
 from mssync.errors import InputError
+from mssync.generator import Generator
 from mssync.reenact.compact import CompactReenactor
+from mssync.reenact.mesh import LOWER_LIP, canonical_face, mesh_motion
 from mssync.syncer import info_nce
 from mssync.training import generator, reenactor, syncer
 from mssync.weights import load_model, read_metadata
@@ -51,6 +53,34 @@ def test_reconstruction_is_equation_14() -> None:
     assert float(generator.reconstruction_loss(x, y)) == pytest.approx(wanted, rel=1e-5)
 
 
+def test_lips_are_read_from_keypoints() -> None:
+    """A mesh, its keypoints, and back: opening and distance are those of the mesh's own lips."""
+    mesh = torch.from_numpy(canonical_face()).float().repeat(2, 3, 1, 1)  # (B, T, 478, 2)
+    wider = mesh.clone()
+    wider[..., LOWER_LIP, 1] += 0.02
+    flat, read = (torch.from_numpy(mesh_motion(m.numpy())).flatten(2) for m in (mesh, wider))
+    flat, read = (torch.nn.functional.pad(m, (0, 6)) for m in (flat, read))  # the keypoint of the body
+    lips = generator.Lips()
+    gap = (wider[..., 14, :] - wider[..., 13, :]).norm(dim=-1)
+    torch.testing.assert_close(lips.opening(read), gap, atol=0.004, rtol=0)
+    assert float(lips.loss(flat, flat)) == 0
+    apart = (lips(flat) - lips(read)).square().sum(-1).mean(-1) / generator.LIPS_UNIT**2
+    assert float(lips.loss(flat, read)) == pytest.approx(float(apart.sum(1).mean()), rel=1e-4)
+    assert float(lips.closing_loss(read)) == pytest.approx(3 * (float(gap[0, 0]) / generator.LIPS_UNIT) ** 2, rel=0.3)
+
+
+def test_only_some_pieces_fall_silent() -> None:
+    model = Generator(GeneratorConfig(layers=1, heads=2, width=16, audio_width=8, branch_hidden=8))
+    heard = torch.randn(6, 4 * 40, 26)
+    hushed, _ = generator.hushed(model, heard, None, 2)
+    start = 4 * generator.SPEAKING
+    assert torch.equal(hushed[:4], heard[:4])
+    assert torch.equal(hushed[:, :start], heard[:, :start])
+    assert (hushed[4:, start:] <= heard[4:, start:]).all()
+    assert (hushed[5, start:] == -4).all()  # digital silence is as far as the network tells
+    assert generator.hushed(model, heard, None, 0)[0] is heard
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
     """Three short real clips, prepared, with the motion of an untrained reenactor."""
@@ -81,7 +111,7 @@ def small() -> Config:
             "syncer.width=8", "syncer.embedding=16",
             "syncer_training.batch=12", "syncer_training.iterations=4", "syncer_training.frames=70",
             "generator.width=32", "generator.heads=2", "generator.layers=1", "generator.audio_width=16",
-            "generator.branch_hidden=16", "generator_training.batch=2", "generator_training.iterations=3",
+            "generator.branch_hidden=16", "generator_training.batch=4", "generator_training.iterations=3",
             "generator_training.decay_iterations=1", "discriminator.frame_hidden=16",
             "discriminator.sequence_hidden=16",
         ],

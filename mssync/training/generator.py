@@ -31,6 +31,8 @@ from mssync.weights import load_model, save_model
 
 VALIDATE_EVERY = 250  # steps
 VALIDATION_BATCHES = 4
+SPEAKING = 16  # frames after which pieces fall silent, where some do
+CLOSING = 6  # frames that a mouth then has to close
 LIPS_UNIT = 0.02  # in [-1, 1] coordinates: about what the points of speaking lips deviate from their mean
 
 
@@ -83,6 +85,10 @@ class Lips(nn.Module):
         upper, lower = self(motion)[..., self.inner, :].unbind(-2)
         return (lower - upper).norm(dim=-1)
 
+    def closing_loss(self, generated: Tensor) -> Tensor:
+        """Squared openings of mouths that should be closed, summed over time as in `loss`: (B, T, 60) -> scalar."""
+        return (self.opening(generated) / LIPS_UNIT).square().sum(1).mean()
+
 
 def train(
     config: Config,
@@ -134,6 +140,8 @@ def _build(config: Config, sequences: list[Sequence], synchrony: MultiScaleSyncL
     settings = config.generator_training
     generator = Generator(config.generator)
     frame, sequence = FrameDiscriminator(config.discriminator), SequenceDiscriminator(config.discriminator)
+    if settings.quiet and not settings.lambda_lips:
+        raise InputError("generator_training.quiet closes lips, so it needs generator_training.lambda_lips above zero")
     if settings.start is not None:
         _begin_from(generator, settings.start)
     motion = torch.cat([s.motion for s in sequences])
@@ -171,6 +179,28 @@ def hearing(generator: Any, batch: list[Tensor]) -> tuple[Tensor, tuple[Tensor, 
     return audio, (before, after)
 
 
+def hushed(
+    generator: Any, heard: Tensor, around: tuple[Tensor, Tensor] | None, quiet: int
+) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """What is heard (B, 4T, 26), and around it, when the last `quiet` pieces of a batch fall silent.
+
+    Silence is from the quietest moment of a piece, the noise of its room, to none at all, which is digital silence.
+    """
+    if not quiet:
+        return heard, around
+    norm = generator.audio_encoder.norm
+    nothing = norm.mean - norm.limit * norm.std
+    share = torch.linspace(0, 1, quiet, device=heard.device)[:, None, None]
+    silence = torch.lerp(torch.maximum(heard[-quiet:].amin(1, keepdim=True), nothing), nothing, share)
+    heard = heard.clone()
+    heard[-quiet:, AUDIO_PER_VIDEO * SPEAKING :] = silence
+    if around is not None:
+        after = around[1].clone()
+        after[-quiet:] = silence
+        around = around[0], after
+    return heard, around
+
+
 def _distribute(fabric: Any, parts: _Parts) -> _Parts:
     generator, generator_optimizer = fabric.setup(parts.generator, parts.generator_optimizer)
     frame, sequence = fabric.setup_module(parts.frame), fabric.setup_module(parts.sequence)
@@ -201,7 +231,9 @@ def _step(fabric: Any, parts: _Parts, batch: list[Tensor], config: Config) -> di
     """One step of the discriminators (eq. 15), one of the generator (eq. 16)."""
     settings = config.generator_training
     motion, audio, other = batch[:3]
+    quiet = round(settings.quiet * len(motion))
     heard, around = hearing(parts.average.model, batch)
+    heard, around = hushed(parts.average.model, heard, around, quiet)
     generated = parts.generator(motion[:, 0], heard, other if settings.random_origin else None, around)
 
     frame_loss = discriminator_loss(parts.frame(motion[:, 1:]), parts.frame(generated[:, 1:].detach()))
@@ -210,14 +242,19 @@ def _step(fabric: Any, parts: _Parts, batch: list[Tensor], config: Config) -> di
     fabric.backward(frame_loss + sequence_loss)
     parts.discriminator_optimizer.step()
 
-    synchrony, levels = parts.synchrony(generated, audio)
     adversarial = _judged(parts, generated)
+    speaking = len(motion) - quiet
+    silent, motion, audio, generated = generated[speaking:], motion[:speaking], audio[:speaking], generated[:speaking]
+    synchrony, levels = parts.synchrony(generated, audio)
     reconstruction = reconstruction_loss(motion, generated)
     loss = settings.lambda_av * synchrony + settings.lambda_adv * adversarial + settings.lambda_rec * reconstruction
     values = {"rec": reconstruction, "adv": adversarial, "d_frame": frame_loss, "d_seq": sequence_loss}
     if parts.lips is not None:
         values["lips"] = parts.lips.loss(motion, generated)
         loss = loss + settings.lambda_lips * values["lips"]
+        if quiet:
+            values["closing"] = parts.lips.closing_loss(silent[:, SPEAKING + CLOSING :])
+            loss = loss + settings.lambda_lips * values["closing"]
     parts.generator_optimizer.zero_grad(set_to_none=True)
     fabric.backward(loss)
     if settings.max_gradient is not None:
