@@ -120,6 +120,7 @@ class GeneratorTraining:
     lambda_adv: float = 0.1
     lambda_rec: float = 1.0
     lambda_lips: float = 0.0  # shape of the lips, for motion of the compact reenactor alone (ours)
+    lambda_shape: float = 0.0  # shape of the face; needs lambda_lips (ours)
     quiet: float = (
         0.0  # share of a batch that falls silent half way, where mouths have to close; needs lambda_lips (ours)
     )

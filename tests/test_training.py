@@ -19,7 +19,8 @@ from mssync.data.sequences import extract
 from mssync.errors import InputError
 from mssync.generator import Generator
 from mssync.reenact.compact import CompactReenactor
-from mssync.reenact.mesh import LOWER_LIP, canonical_face, mesh_motion
+from mssync.reenact.mesh import LOWER_LIP, UPPER_LIP, canonical_face, mesh_motion
+from mssync.reenact.surface import Surface
 from mssync.syncer import info_nce
 from mssync.training import generator, reenactor, syncer
 from mssync.weights import load_model, read_metadata
@@ -60,13 +61,19 @@ def test_lips_are_read_from_keypoints() -> None:
     wider[..., LOWER_LIP, 1] += 0.02
     flat, read = (torch.from_numpy(mesh_motion(m.numpy())).flatten(2) for m in (mesh, wider))
     flat, read = (torch.nn.functional.pad(m, (0, 6)) for m in (flat, read))  # the keypoint of the body
-    lips = generator.Lips()
+    face = generator.Face()
     gap = (wider[..., 14, :] - wider[..., 13, :]).norm(dim=-1)
-    torch.testing.assert_close(lips.opening(read), gap, atol=0.004, rtol=0)
-    assert float(lips.loss(flat, flat)) == 0
-    apart = (lips(flat) - lips(read)).square().sum(-1).mean(-1) / generator.LIPS_UNIT**2
-    assert float(lips.loss(flat, read)) == pytest.approx(float(apart.sum(1).mean()), rel=1e-4)
-    assert float(lips.closing_loss(read)) == pytest.approx(3 * (float(gap[0, 0]) / generator.LIPS_UNIT) ** 2, rel=0.3)
+    torch.testing.assert_close(face.opening(read), gap, atol=0.004, rtol=0)
+    assert float(face.lips_loss(flat, flat)) == 0
+    mouth = sorted({*LOWER_LIP, *UPPER_LIP})
+    surfaces = [Surface()(m.reshape(6, 10, 6))[:, mouth] for m in (flat, read)]
+    moved = [s - s.mean(1, keepdim=True) for s in surfaces]
+    squares = (moved[0] - moved[1]).square().sum(-1).mean(1) / generator.UNIT**2  # a frame each, of two times three
+    assert float(face.lips_loss(flat, read)) == pytest.approx(float(squares.sum()) / 2, rel=1e-3)
+    shifted = torch.from_numpy(mesh_motion((1.2 * mesh + 0.1).numpy())).flatten(2)
+    assert float(face.shape_loss(flat, torch.nn.functional.pad(shifted, (0, 6)))) < 0.05
+    assert float(face.shape_loss(flat, read)) > 0.05
+    assert float(face.closing_loss(read)) == pytest.approx(3 * (float(gap[0, 0]) / generator.UNIT) ** 2, rel=0.3)
 
 
 def test_only_some_pieces_fall_silent() -> None:

@@ -24,7 +24,15 @@ from mssync.errors import InputError
 from mssync.faces import INNER_LIPS
 from mssync.generator import Generator
 from mssync.reenact import N_VALUES
-from mssync.reenact.mesh import LOWER_LIP, MESH_KEYPOINTS, UPPER_LIP, face_reading
+from mssync.reenact.mesh import (
+    LEFT_LIDS,
+    LOWER_LIP,
+    MESH_KEYPOINTS,
+    RIGHT_LIDS,
+    UPPER_LIP,
+    canonical_face,
+    face_reading,
+)
 from mssync.syncer import MultiScaleSyncLoss, SyncerPyramid
 from mssync.training.common import Average, Run, launched
 from mssync.weights import load_model, save_model
@@ -33,7 +41,8 @@ VALIDATE_EVERY = 250  # steps
 VALIDATION_BATCHES = 4
 SPEAKING = 16  # frames after which pieces fall silent, where some do
 CLOSING = 6  # frames that a mouth then has to close
-LIPS_UNIT = 0.02  # in [-1, 1] coordinates: about what the points of speaking lips deviate from their mean
+UNIT = 0.02  # in [-1, 1] coordinates: about what the points of speaking lips deviate from their mean
+EVERY = 6  # points of the mesh between two at which the face's shape is compared, lids apart, which all count
 
 
 @dataclass
@@ -47,7 +56,7 @@ class _Parts:
     discriminator_optimizer: Any
     synchrony: MultiScaleSyncLoss
     average: Average
-    lips: Lips | None
+    face: Face | None
 
 
 def reconstruction_loss(motion: Tensor, generated: Tensor) -> Tensor:
@@ -55,39 +64,54 @@ def reconstruction_loss(motion: Tensor, generated: Tensor) -> Tensor:
     return (motion - generated).square().sum((1, 2)).mean()
 
 
-class Lips(nn.Module):
-    """Shape of the lips behind the motion of the compact reenactor, whose keypoints tell the whole face mesh (ours).
+class Face(nn.Module):
+    """The face behind the motion of the compact reenactor, whose keypoints tell the whole mesh, linearly (ours).
 
-    Lips are small: in the sum over 60 numbers of eq. 14 they count little, to a viewer most.
+    The sum over 60 numbers of eq. 14 is mostly where the head is. What a viewer looks at first are the lips, and
+    that the rest of the face keeps its shape; both are small in it.
     """
 
-    reading: Tensor  # (1 + 54, 2 points): from the mesh keypoints to the points of the lips, less their mean
+    lips: Tensor  # (1 + 54, 2 points): from the mesh keypoints to the points of the lips, less their mean
+    shape: (
+        Tensor  # (1 + 54, 2 points): to points of the whole face, less the affine map of the mean face that fits best
+    )
 
     def __init__(self) -> None:
         super().__init__()
-        points = sorted({*UPPER_LIP, *LOWER_LIP})
-        reading = torch.from_numpy(face_reading().astype(np.float32)).unflatten(1, (-1, 2))[:, points]
-        self.register_buffer("reading", (reading - reading.mean(1, keepdim=True)).flatten(1))
-        self.inner = [points.index(n) for n in INNER_LIPS]
+        reading = torch.from_numpy(face_reading().astype(np.float32)).unflatten(1, (-1, 2))  # (55, 478, 2)
+        mouth = sorted({*UPPER_LIP, *LOWER_LIP})
+        self.inner = [mouth.index(n) for n in INNER_LIPS]
+        self.register_buffer("lips", (reading[:, mouth] - reading[:, mouth].mean(1, keepdim=True)).flatten(1))
+        face = F.pad(torch.from_numpy(canonical_face()).float(), (0, 1), value=1.0)
+        bent = reading - torch.einsum("pq,nqi->npi", face @ torch.linalg.pinv(face), reading)
+        points = sorted({*LEFT_LIDS, *RIGHT_LIDS, *range(0, reading.shape[1], EVERY)})
+        self.register_buffer("shape", bent[:, points].flatten(1))
 
-    def forward(self, motion: Tensor) -> Tensor:
-        """Motion (..., 60) -> points (..., n, 2), in [-1, 1] coordinates, less their mean."""
-        flat = motion[..., : MESH_KEYPOINTS * N_VALUES] @ self.reading[:-1] + self.reading[-1]
-        return flat.unflatten(-1, (-1, 2))
+    def lips_loss(self, motion: Tensor, generated: Tensor) -> Tensor:
+        """Eq. 14 of the lips: squared distances of sequences (B, T, 60), mean over points and batch, in UNIT."""
+        return _apart(_points(self.lips, motion), _points(self.lips, generated))
 
-    def loss(self, motion: Tensor, generated: Tensor) -> Tensor:
-        """Eq. 14 of the lips: squared distances of sequences (B, T, 60), mean over points and batch, in LIPS_UNIT."""
-        apart = (self(motion) - self(generated)) / LIPS_UNIT
-        return apart.square().sum(-1).mean(-1).sum(1).mean()
+    def shape_loss(self, motion: Tensor, generated: Tensor) -> Tensor:
+        """The same of the face as a whole, wherever it is and as large, turned or sheared as it may be."""
+        return _apart(_points(self.shape, motion), _points(self.shape, generated))
 
     def opening(self, motion: Tensor) -> Tensor:
         """How far the mouth is open, of motion (..., 60) -> (...), in [-1, 1] coordinates."""
-        upper, lower = self(motion)[..., self.inner, :].unbind(-2)
+        upper, lower = _points(self.lips, motion)[..., self.inner, :].unbind(-2)
         return (lower - upper).norm(dim=-1)
 
     def closing_loss(self, generated: Tensor) -> Tensor:
-        """Squared openings of mouths that should be closed, summed over time as in `loss`: (B, T, 60) -> scalar."""
-        return (self.opening(generated) / LIPS_UNIT).square().sum(1).mean()
+        """Squared openings of mouths that should be closed, (B, T, 60) -> scalar; summed over time as `lips_loss`."""
+        return (self.opening(generated) / UNIT).square().sum(1).mean()
+
+
+def _points(reading: Tensor, motion: Tensor) -> Tensor:
+    """Motion (..., 60) -> points (..., n, 2), in [-1, 1] coordinates."""
+    return (motion[..., : MESH_KEYPOINTS * N_VALUES] @ reading[:-1] + reading[-1]).unflatten(-1, (-1, 2))
+
+
+def _apart(a: Tensor, b: Tensor) -> Tensor:
+    return ((a - b) / UNIT).square().sum(-1).mean(-1).sum(1).mean()
 
 
 def train(
@@ -158,7 +182,7 @@ def _build(config: Config, sequences: list[Sequence], synchrony: MultiScaleSyncL
         torch.optim.Adam(both, settings.lr_discriminator, betas=settings.betas),
         synchrony,
         Average(generator, settings.average),
-        Lips() if settings.lambda_lips else None,
+        Face() if settings.lambda_lips else None,
     )
 
 
@@ -207,9 +231,9 @@ def _distribute(fabric: Any, parts: _Parts) -> _Parts:
     discriminator_optimizer = fabric.setup_optimizers(parts.discriminator_optimizer)
     parts.average.model.to(fabric.device)
     synchrony = parts.synchrony.to(fabric.device)
-    lips = None if parts.lips is None else parts.lips.to(fabric.device)
+    face = None if parts.face is None else parts.face.to(fabric.device)
     return _Parts(
-        generator, frame, sequence, generator_optimizer, discriminator_optimizer, synchrony, parts.average, lips
+        generator, frame, sequence, generator_optimizer, discriminator_optimizer, synchrony, parts.average, face
     )
 
 
@@ -249,11 +273,12 @@ def _step(fabric: Any, parts: _Parts, batch: list[Tensor], config: Config) -> di
     reconstruction = reconstruction_loss(motion, generated)
     loss = settings.lambda_av * synchrony + settings.lambda_adv * adversarial + settings.lambda_rec * reconstruction
     values = {"rec": reconstruction, "adv": adversarial, "d_frame": frame_loss, "d_seq": sequence_loss}
-    if parts.lips is not None:
-        values["lips"] = parts.lips.loss(motion, generated)
-        loss = loss + settings.lambda_lips * values["lips"]
+    if parts.face is not None:
+        values["lips"] = parts.face.lips_loss(motion, generated)
+        values["shape"] = parts.face.shape_loss(motion, generated)
+        loss = loss + settings.lambda_lips * values["lips"] + settings.lambda_shape * values["shape"]
         if quiet:
-            values["closing"] = parts.lips.closing_loss(silent[:, SPEAKING + CLOSING :])
+            values["closing"] = parts.face.closing_loss(silent[:, SPEAKING + CLOSING :])
             loss = loss + settings.lambda_lips * values["closing"]
     parts.generator_optimizer.zero_grad(set_to_none=True)
     fabric.backward(loss)
@@ -288,8 +313,8 @@ def _validate(parts: _Parts, checks: list[tuple[Tensor, ...]]) -> dict[str, floa
         scored = {"val_gen": generated, "val_real": motion, "val_shuffled": generated.roll(1, 0)}
         row = {f"{k}{i + 1}": -float(v) for k, x in scored.items() for i, v in enumerate(parts.synchrony(x, audio)[1])}
         row["val_rec"] = float(reconstruction_loss(motion, generated))
-        if parts.lips is not None:
-            row["val_mouth"] = _correlation(parts.lips.opening(motion), parts.lips.opening(generated))
+        if parts.face is not None:
+            row["val_mouth"] = _correlation(parts.face.opening(motion), parts.face.opening(generated))
         row["val_speed"] = float(generated.diff(dim=1).abs().mean() / motion.diff(dim=1).abs().mean())
         rows.append(row)
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
