@@ -16,6 +16,7 @@ from mssync.faces import EYE_CORNERS, mirror_points
 
 RIGID = (33, 133, 362, 263, 168, 6, 197, 195, 5, 4, 1, 2, 98, 327, 8, 9, 151, 10)  # eye corners, nose, forehead
 RIGID_FILE = Path(__file__).parents[1] / "assets" / "rigid_face.npy"
+MEAN_FILE = RIGID_FILE.with_name("mean_face.npy")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,12 @@ class Fit:
 def rigid_face() -> np.ndarray:
     """The RIGID points (n, 3) of a mean face from the front: outer eye corners at x = -0.5 and 0.5, y = z = 0."""
     return np.load(RIGID_FILE).astype(np.float64)
+
+
+@lru_cache(maxsize=1)
+def mean_face() -> np.ndarray:
+    """A whole mean face from the front (478, 3), as `rigid_face`: mean of the training people's, `frontalised`."""
+    return np.load(MEAN_FILE).astype(np.float32)
 
 
 def fit(landmarks: np.ndarray) -> Fit:

@@ -23,6 +23,7 @@ from mssync.discriminator import (
 from mssync.errors import InputError
 from mssync.faces import INNER_LIPS
 from mssync.generator import Generator
+from mssync.metrics.frontal import mean_face
 from mssync.reenact import N_VALUES
 from mssync.reenact.mesh import (
     LEFT_LIDS,
@@ -30,7 +31,6 @@ from mssync.reenact.mesh import (
     MESH_KEYPOINTS,
     RIGHT_LIDS,
     UPPER_LIP,
-    canonical_face,
     face_reading,
 )
 from mssync.syncer import MultiScaleSyncLoss, SyncerPyramid
@@ -72,9 +72,7 @@ class Face(nn.Module):
     """
 
     lips: Tensor  # (1 + 54, 2 points): from the mesh keypoints to the points of the lips, less their mean
-    shape: (
-        Tensor  # (1 + 54, 2 points): to points of the whole face, less the affine map of the mean face that fits best
-    )
+    shape: Tensor  # (1 + 54, 2 points): to points of the whole face, less the view of the mean face that fits best
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,7 +80,7 @@ class Face(nn.Module):
         mouth = sorted({*UPPER_LIP, *LOWER_LIP})
         self.inner = [mouth.index(n) for n in INNER_LIPS]
         self.register_buffer("lips", (reading[:, mouth] - reading[:, mouth].mean(1, keepdim=True)).flatten(1))
-        face = F.pad(torch.from_numpy(canonical_face()).float(), (0, 1), value=1.0)
+        face = F.pad(torch.from_numpy(mean_face()), (0, 1), value=1.0)
         bent = reading - torch.einsum("pq,nqi->npi", face @ torch.linalg.pinv(face), reading)
         points = sorted({*LEFT_LIDS, *RIGHT_LIDS, *range(0, reading.shape[1], EVERY)})
         self.register_buffer("shape", bent[:, points].flatten(1))
@@ -92,7 +90,7 @@ class Face(nn.Module):
         return _apart(_points(self.lips, motion), _points(self.lips, generated))
 
     def shape_loss(self, motion: Tensor, generated: Tensor) -> Tensor:
-        """The same of the face as a whole, wherever it is and as large, turned or sheared as it may be."""
+        """The same of the face as a whole, wherever it is, however large and turned (an affine view of it in space)."""
         return _apart(_points(self.shape, motion), _points(self.shape, generated))
 
     def opening(self, motion: Tensor) -> Tensor:
