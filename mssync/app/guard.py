@@ -15,8 +15,10 @@ import hmac
 import json
 import mimetypes
 import re
+import shutil
 from collections.abc import Awaitable, Callable
 from http.cookies import SimpleCookie
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -25,6 +27,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 
 from mssync.app.place import ALIAS, Place
+from mssync.app.work import check_header, nameless
 from mssync.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,7 +43,7 @@ HEARTBEAT = 15.0  # seconds between two signs of life to an open page
 OPEN = re.compile(  # paths: what the page loads, Gradio's API, and the live page
     r"/|/config|/theme\.css|/favicon\.ico|/robots\.txt|/manifest\.json|/(assets|static|svelte)/.*|/live(/.*)?"
     r"|/gradio_api/(info|openapi\.json|app_id|startup-events|cancel|reset|upload_progress|theme\.css"
-    r"|queue/(join|data|status)|call/[\w/]+|upload|heartbeat/\w+|file=.*)"
+    r"|queue/(join|data|status)|run/predict|call/[\w/]+|upload|heartbeat/\w+|file=.*)"
 )
 POLICY = (  # Gradio's page has inline scripts and styles; nothing comes from elsewhere
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
@@ -149,8 +152,9 @@ class Guard:
                     raise ValueError(path)
                 content["path"] = self.real.decode() + path.removeprefix(ALIAS)
                 content["url"] = None  # nothing is fetched
+                content["meta"] = {"_type": "gradio.FileData"}  # what tells Gradio that this is a file
             for key, item in content.items():
-                if key not in ("path", "url"):
+                if key not in ("path", "url", "meta"):
                     self._name_files(item)
 
     def _translated(self, send: Send) -> Send:
@@ -191,7 +195,7 @@ class Guard:
 
 
 def upload(place: Place) -> Callable[[Request], Awaitable[Response]]:
-    """Takes files, MAX_UPLOAD bytes together; answers with their aliases."""
+    """Takes files, MAX_UPLOAD bytes together and none that is too long; answers with their aliases."""
 
     async def endpoint(request: Request) -> Response:
         megabytes = f"{MAX_UPLOAD // 1_000_000} MB"
@@ -222,11 +226,10 @@ def upload(place: Place) -> Callable[[Request], Awaitable[Response]]:
     return endpoint
 
 
-def _store(file: UploadFile, path: Any) -> None:
-    import shutil
-
+def _store(file: UploadFile, path: Path) -> None:
     with path.open("xb") as target:
         shutil.copyfileobj(file.file, target)
+    check_header(str(path))  # a page would try to draw three hours of sound
 
 
 def download(place: Place) -> Callable[[Request], Awaitable[Response]]:

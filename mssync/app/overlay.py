@@ -7,34 +7,37 @@ from collections.abc import Iterator
 import numpy as np
 
 from mssync.animate import Frames, Pipeline, Portrait
-from mssync.faces import Box, largest_face
+from mssync.faces import Box, crop, largest_face
 from mssync.motion import jacobians, points
 
-PREVIEW = 720  # longest side of a preview in pixels: sharp on a phone's screen, quickly sent
+PREVIEW = 560  # side of a preview in pixels: sharp on a phone's screen, quickly sent
+SURROUNDINGS = 0.25  # what a preview shows around the crop, in sides of the crop
 DIMMED = 0.35  # brightness of what lies outside the crop
 CROP, FACE, KEYPOINT, AXES = (255, 255, 255), (120, 220, 255), (255, 210, 0), ((255, 90, 90), (90, 255, 120))  # RGB
 AXIS = 0.05  # length of a keypoint's axes in sides of the crop, where its Jacobian is the unit matrix
 
 
 def preview(talker: Pipeline, picture: np.ndarray) -> np.ndarray:
-    """A picture (H, W, 3) uint8 with what will be animated of it: the crop bright, the face's bounds, the keypoints.
+    """The part of a picture (H, W, 3) uint8 that is animated, bright in its surroundings, with face and keypoints.
 
-    Returns (h, w, 3) uint8, at most PREVIEW on its longest side. Raises InputError where there is no face.
+    Returns (PREVIEW, PREVIEW, 3) uint8. Raises InputError where there is no face.
     """
     import cv2
 
     portrait = talker.portrait(picture)
-    bounds = np.array(largest_face(talker.face_mesh, portrait.picture, "the picture").box).reshape(2, 2)
-    scale = min(1.0, PREVIEW / max(portrait.picture.shape[:2]))
-    small = cv2.resize(portrait.picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    corners = np.array([[0, 0], [portrait.box.side, portrait.box.side]]) + (portrait.box.x0, portrait.box.y0)
-    low, high = (corners * scale).round().astype(int).tolist()
-    shown = (small * DIMMED).astype(np.uint8)
-    rows, columns = slice(max(low[1], 0), high[1]), slice(max(low[0], 0), high[0])
-    shown[rows, columns] = small[rows, columns]
-    cv2.rectangle(shown, low, high, CROP, 2, cv2.LINE_AA)
-    cv2.rectangle(shown, *(bounds * scale).round().astype(int).tolist(), FACE, 2, cv2.LINE_AA)
-    draw_pose(shown, portrait.pose, Box(*(scale * np.array([portrait.box.x0, portrait.box.y0, portrait.box.side]))))
+    face = largest_face(talker.face_mesh, portrait.picture, "the picture")
+    box, margin = portrait.box, SURROUNDINGS * portrait.box.side
+    around = Box(box.x0 - margin, box.y0 - margin, box.side + 2 * margin)
+    scale = PREVIEW / around.side
+    inner = Box(margin * scale, margin * scale, box.side * scale)
+    bright = crop(portrait.picture, around, PREVIEW)
+    shown = (bright * DIMMED).astype(np.uint8)
+    low, high = round(inner.x0), round(inner.x0 + inner.side)
+    shown[low:high, low:high] = bright[low:high, low:high]
+    cv2.rectangle(shown, (low, low), (high, high), CROP, 2, cv2.LINE_AA)
+    corners = (np.array(face.box).reshape(2, 2) - (around.x0, around.y0)) * scale
+    cv2.rectangle(shown, *corners.round().astype(int).tolist(), FACE, 2, cv2.LINE_AA)
+    draw_pose(shown, portrait.pose, inner)
     return shown
 
 

@@ -27,14 +27,22 @@ from mssync.app.place import KEEP, Place
 from mssync.app.server import create_app
 from mssync.app.work import DEMO_PORTRAIT, DEMO_SPEECH, MAX_SECONDS, check_picture, nameless
 from mssync.errors import InputError, PathLike
+from mssync.meter import FRAME_MS, MAX_OFFSET
 from mssync.video import read_image
 
-if TYPE_CHECKING:
-    import gradio as gr
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is there: nothing is sent, nothing is looked up
+os.environ["HF_HUB_OFFLINE"] = "1"
 
+import gradio as gr  # noqa: E402
+import pandas as pd  # noqa: E402
+from fastapi import FastAPI  # noqa: E402
+
+if TYPE_CHECKING:
     from mssync.animate import Pipeline
 
 THREADS = 8 + WAITING + AT_ONCE  # what Gradio lets happen at once: waiting is done in our own queue
+CURVES = 1000  # ms to both sides that the curves are drawn for
+REACH = MAX_OFFSET * FRAME_MS  # ms to both sides in which an offset is looked for
 INTRODUCTION = """# MS-Sync
 
 A portrait speaks what you give it. Every video is marked as synthetic; animate only people who agreed to it."""
@@ -67,7 +75,7 @@ def create_studio(
     live = create_app(pipeline, portrait, token=token, sessions=sessions)
     place = Place()
     queue = Jobs(place, model, device, jobs)
-    page = _mounted(_page(queue, _Previewer(pipeline)), place)
+    page = _mounted(_page(queue, _Previewer(pipeline)))
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -92,11 +100,8 @@ def create_studio(
     return Starlette(routes=routes, middleware=[Middleware(Guard, place=place, token=token)], lifespan=lifespan)
 
 
-def _mounted(blocks: gr.Blocks, place: Place) -> Any:
+def _mounted(blocks: gr.Blocks) -> Any:
     """Gradio's application of a page. It sends nothing to anyone, shows no errors but ours, and keeps no history."""
-    import gradio as gr
-    from fastapi import FastAPI
-
     blocks.max_threads = blocks._queue.max_thread_count = THREADS
     parent = FastAPI()
     gr.mount_gradio_app(
@@ -111,7 +116,9 @@ def _mounted(blocks: gr.Blocks, place: Place) -> Any:
         mcp_server=False,
         pwa=False,
         css=STYLE,
-        theme=gr.themes.Default(primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+        theme=gr.themes.Default(primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["monospace"]).set(
+            block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300"
+        ),
     )
     return next(route.app for route in parent.routes if isinstance(route, Mount))
 
@@ -136,11 +143,7 @@ class _Previewer:
 
 def _page(queue: Jobs, previewer: _Previewer) -> gr.Blocks:
     """The page and its functions."""
-    os.environ["GRADIO_TEMP_DIR"] = str(queue.place.root)
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    import gradio as gr
-
+    os.environ["GRADIO_TEMP_DIR"] = str(queue.place.root)  # Gradio asks for it whenever it handles a file
     with gr.Blocks(title="MS-Sync", analytics_enabled=False) as blocks:
         gr.Markdown(INTRODUCTION)
         with gr.Tab("Animate"):
@@ -163,21 +166,21 @@ def _page(queue: Jobs, previewer: _Previewer) -> gr.Blocks:
 
 
 def _animate_tab(queue: Jobs, previewer: _Previewer) -> None:
-    import gradio as gr
-
     with gr.Row():
         with gr.Column():
-            picture, look = _portrait_inputs(queue, previewer)
-            speech = gr.Audio(label="Speech", sources=["upload", "microphone"], type="filepath", elem_id="speech")
+            picture = _portrait_input(queue, previewer, "animate")
+            speech = gr.Audio(label="Speech", sources=["upload", "microphone"], type="filepath", buttons=[], elem_id="speech")
             example = gr.Button("Use the example portrait and speech", size="sm")
-            head_motion = gr.Slider(0, 2, 1, step=0.05, label="Head motion", info="0: still, 1: as generated")
-            expression = gr.Slider(0, 2, 1, step=0.05, label="Expression", info="0: none, 1: as generated")
-            smooth = gr.Slider(0, 25, 0, step=0.5, label="Smoothing", info="in frames; 0: off")
-            paste_back, badge, motion = _options()
-            seed = gr.Number(0, label="Seed", info="the shipped models draw no random numbers", precision=0, minimum=0)
-        video, says, make, cancel = _outputs("Make the video")
+            with gr.Accordion("Head motion, expression and more", open=False):
+                head_motion = gr.Slider(0, 2, 1, step=0.05, label="Head motion", info="0: still, 1: as generated")
+                expression = gr.Slider(0, 2, 1, step=0.05, label="Expression", info="0: none, 1: as generated")
+                smooth = gr.Slider(0, 25, 0, step=0.5, label="Smoothing", info="in frames; 0: off")
+                paste_back, badge, motion = _options()
+                seed = gr.Number(0, label="Seed", info="The shipped models draw no random numbers.", precision=0, minimum=0)
+        video, says, make, cancel = _outputs("Make the video", "animate")
 
     async def animate(
+        request: gr.Request,
         picture: str,
         speech: str,
         head_motion: float = 1,
@@ -187,7 +190,6 @@ def _animate_tab(queue: Jobs, previewer: _Previewer) -> None:
         paste_back: bool = False,
         badge: bool = False,
         motion: bool = False,
-        request: gr.Request = None,  # type: ignore[assignment]
         progress: Any = gr.Progress(),  # noqa: B008
     ) -> tuple[str, str]:
         """Make a portrait speak: a picture and a recording in, a talking video and what was done out."""
@@ -205,19 +207,19 @@ def _animate_tab(queue: Jobs, previewer: _Previewer) -> None:
 
 
 def _reenact_tab(queue: Jobs, previewer: _Previewer) -> None:
-    import gradio as gr
-
     with gr.Row():
         with gr.Column():
-            picture, look = _portrait_inputs(queue, previewer)
-            driving = gr.Video(label="Driving video", sources=["upload", "webcam"], elem_id="driving", height=280)
+            picture = _portrait_input(queue, previewer, "reenact")
+            driving = gr.Video(label="Driving video", sources=["upload", "webcam"], height=280, buttons=[], elem_id="driving")
             example = gr.Button("Use the example portrait and video", size="sm")
-            absolute = gr.Checkbox(False, label="Take over pose and proportions too")
-            best_frame = gr.Checkbox(True, label="Count changes from the frame most like the portrait")
-            paste_back, badge, motion = _options()
-        video, says, make, cancel = _outputs("Move the portrait")
+            with gr.Accordion("Pose, whole picture and more", open=False):
+                absolute = gr.Checkbox(False, label="Take over pose and proportions too")
+                best_frame = gr.Checkbox(True, label="Count changes from the frame most like the portrait")
+                paste_back, badge, motion = _options()
+        video, says, make, cancel = _outputs("Move the portrait", "reenact")
 
     async def reenact(
+        request: gr.Request,
         picture: str,
         video: str,
         absolute: bool = False,
@@ -225,7 +227,6 @@ def _reenact_tab(queue: Jobs, previewer: _Previewer) -> None:
         paste_back: bool = False,
         badge: bool = False,
         motion: bool = False,
-        request: gr.Request = None,  # type: ignore[assignment]
         progress: Any = gr.Progress(),  # noqa: B008
     ) -> tuple[str, str]:
         """Move a portrait like the face in a video: a picture and a video in, a video and what was done out."""
@@ -244,30 +245,30 @@ def _reenact_tab(queue: Jobs, previewer: _Previewer) -> None:
 
 
 def _score_tab(queue: Jobs) -> None:
-    import gradio as gr
-    import pandas as pd
-
     with gr.Row():
         with gr.Column():
-            given = gr.Video(label="Video of a speaker", sources=["upload", "webcam"], elem_id="scored", height=280)
+            given = gr.Video(label="Video of a speaker", sources=["upload", "webcam"], height=280, buttons=[], elem_id="scored")
             example = gr.Button("Use the example: a video whose sound is late", size="sm")
             measure = gr.Button("Measure", variant="primary")
             cancel = gr.Button("Cancel", interactive=False)
             mend = gr.Button("Mend: move the sound into place")
             cancel_mend = gr.Button("Cancel mending", interactive=False)
         with gr.Column():
-            says = gr.Textbox(label="Lips and sound", interactive=False, lines=2, elem_id="verdict")
+            says = gr.Textbox(label="Lips and sound", interactive=False, lines=2)
             curves = gr.LinePlot(
-                x="offset in ms", y="distance", color="window", title="Distance of lips and sound, by time scale", height=260
+                label="Curves", show_label=False, x="offset in ms", y="distance", color="window", title="Lips against sound, by time scale", height=260
             )
-            over_time = gr.LinePlot(x="second", y="offset in ms", title="Offset over time", height=200)
-            mended = gr.Video(label="Mended video", interactive=False, elem_id="mended", height=280)
+            over_time = gr.LinePlot(
+                label="Over time", show_label=False, x="second", y="offset in ms", title="Offset over time", height=200,
+                y_lim=[-REACH, REACH],
+            )
+            mended = gr.Video(label="Mended video", interactive=False, height=280, buttons=["download"], elem_id="mended")
             with gr.Accordion("All numbers", open=False):
-                numbers = gr.JSON(label="As `mssync score --json` writes them")
+                numbers = gr.JSON(label="Numbers", show_label=False)
 
     async def score(
+        request: gr.Request,
         video: str,
-        request: gr.Request = None,  # type: ignore[assignment]
         progress: Any = gr.Progress(),  # noqa: B008
     ) -> tuple[str, pd.DataFrame, pd.DataFrame, dict[str, Any]]:
         """Measure by how much lips and sound of a video are apart: the verdict, curves, the offset over time, all numbers."""
@@ -276,17 +277,17 @@ def _score_tab(queue: Jobs) -> None:
         if found["can_tell"]:
             verdict += f" (probability {found['probability']:.2f}); {found['over_time_says']}"
         lines = [
-            {"offset in ms": frames * level["frame_ms"], "distance": value, "window": f"{level['window_ms']} ms"}
+            {"offset in ms": frames * level["frame_ms"], "distance": value, "window": f"{level['window_ms'] / 1000:g} s"}
             for level in found["lips"]
             for frames, value in zip(level["offsets_frames"], level["curve"], strict=True)
-            if abs(frames * level["frame_ms"]) <= 1000
+            if abs(frames * level["frame_ms"]) <= CURVES
         ]
         at = [{"second": part["second"], "offset in ms": part["offset_ms"]} for part in found["over_time"]]
         return verdict, pd.DataFrame(lines), pd.DataFrame(at), found
 
     async def mended_video(
+        request: gr.Request,
         video: str,
-        request: gr.Request = None,  # type: ignore[assignment]
         progress: Any = gr.Progress(),  # noqa: B008
     ) -> tuple[str, str]:
         """Move a video's sound by the measured offset; refuses when it cannot tell. A video, and what was done, out."""
@@ -303,10 +304,8 @@ def _score_tab(queue: Jobs) -> None:
 # Parts of tabs
 
 
-def _portrait_inputs(queue: Jobs, previewer: _Previewer) -> tuple[gr.Image, gr.Image]:
+def _portrait_input(queue: Jobs, previewer: _Previewer, tab: str) -> gr.Image:
     """The portrait, and below it what is found in it as soon as it is there."""
-    import gradio as gr
-
     class Picture(gr.Image):
         """A picture's file as it was sent: what is in it is found out by the job, which says what is wrong with it."""
 
@@ -316,10 +315,10 @@ def _portrait_inputs(queue: Jobs, previewer: _Previewer) -> tuple[gr.Image, gr.I
             return None if payload is None else payload.path
 
     picture = Picture(
-        label="Portrait", sources=["upload", "webcam", "clipboard"], type="filepath", elem_id="portrait", height=280
+        label="Portrait", sources=["upload", "webcam"], type="filepath", height=280, buttons=[], elem_id=f"{tab}-portrait"
     )
     shown = gr.Image(
-        label="What is animated: crop, face and keypoints", interactive=False, visible=False, elem_id="preview", height=280
+        label="Crop, face and keypoints", interactive=False, visible=False, height=280, buttons=[], elem_id=f"{tab}-preview"
     )
 
     async def look(path: str | None, request: gr.Request) -> Any:
@@ -334,7 +333,7 @@ def _portrait_inputs(queue: Jobs, previewer: _Previewer) -> tuple[gr.Image, gr.I
         return gr.update(value=await asyncio.to_thread(_saved, queue, pixels, str(request.session_hash)), visible=True)
 
     picture.change(look, picture, shown, api_visibility="private", show_progress="hidden")
-    return picture, shown
+    return picture
 
 
 def _saved(queue: Jobs, pixels: np.ndarray, session: str) -> str:
@@ -346,21 +345,17 @@ def _saved(queue: Jobs, pixels: np.ndarray, session: str) -> str:
 
 
 def _options() -> tuple[gr.Checkbox, gr.Checkbox, gr.Checkbox]:
-    import gradio as gr
-
     paste_back = gr.Checkbox(False, label="Put the face back into the whole picture")
     badge = gr.Checkbox(False, label="Draw a small mark, AI, into the corner")
     motion = gr.Checkbox(False, label="Draw the motion over the video")
     return paste_back, badge, motion
 
 
-def _outputs(action: str) -> tuple[gr.Video, gr.Textbox, gr.Button, gr.Button]:
-    import gradio as gr
-
+def _outputs(action: str, tab: str) -> tuple[gr.Video, gr.Textbox, gr.Button, gr.Button]:
     with gr.Column():
         make = gr.Button(action, variant="primary")
         cancel = gr.Button("Cancel", interactive=False)
-        video = gr.Video(label="Result", interactive=False, buttons=["download"], height=400)
+        video = gr.Video(label="Result", interactive=False, buttons=["download"], height=400, elem_id=f"{tab}-result")
         says = gr.Textbox(label="About it", interactive=False, lines=2)
     return video, says, make, cancel
 
@@ -369,8 +364,6 @@ def _job(
     button: gr.Button, cancel: gr.Button, function: Callable[..., Any], inputs: list[Any], outputs: list[Any], name: str
 ) -> None:
     """Run a function by one button, end it by another one that is there meanwhile."""
-    import gradio as gr
-
     aside: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
     button.click(lambda: (gr.update(interactive=False), gr.update(interactive=True)), None, [button, cancel], **aside)
     running = button.click(
@@ -385,8 +378,6 @@ def _job(
 
 
 def _needed(**given: tuple[str | None, str]) -> dict[str, str]:
-    import gradio as gr
-
     for path, what in given.values():
         if not path:
             raise gr.Error(f"Give {what} first.", title="Something is missing", print_exception=False)
@@ -397,8 +388,6 @@ async def _run(
     queue: Jobs, name: str, request: gr.Request, progress: Any, files: dict[str, str], **options: Any
 ) -> dict[str, Any]:
     """Do a job, tell the page how far it is; what is wrong with the input becomes a message."""
-    import gradio as gr
-
     def tell(share: float | None, words: str) -> None:
         progress(share, desc=words)
 

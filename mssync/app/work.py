@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mssync.errors import InputError
+from mssync.errors import InputError, input_file
 
 if TYPE_CHECKING:
     from mssync.animate import Frames, Pipeline, Portrait
@@ -160,13 +160,14 @@ JOBS: dict[str, Callable[..., dict[str, Any]]] = {
 
 def check_picture(path: str) -> None:
     """Raises InputError: not a picture, or one of more pixels than a visitor may send."""
-    from mssync.video import probe
+    from mssync.video import open_image
 
-    about = probe(path)
-    if about.kind != "image" or about.width is None or about.height is None:
-        raise InputError(f"{path} is no picture; give a jpg, png or webp file")
-    if about.width * about.height > MAX_PIXELS:
-        raise InputError(f"{path} has {about.width}x{about.height} pixels; scale it to {MAX_PIXELS:,} in all or less")
+    image = open_image(input_file(path))
+    if image is None:
+        raise InputError(f"{path} is not a picture that can be read; give a jpg, png or webp file")
+    with image:
+        if image.width * image.height > MAX_PIXELS:
+            raise InputError(f"{path} has {image.width}x{image.height} pixels; scale it to {MAX_PIXELS:,} in all or less")
 
 
 def check_length(path: str) -> None:
@@ -176,13 +177,30 @@ def check_length(path: str) -> None:
     about = probe(path)
     if about.kind == "image" or about.seconds is None:
         raise InputError(f"{path} is a picture; give a recording or a video")
-    if about.seconds > MAX_SECONDS:
-        raise InputError(
-            f"{path} lasts {about.seconds / 60:.0f} minutes; at most {MAX_SECONDS / 60:.0f} are taken here: "
-            "cut it, or use `mssync` on your own machine, which has no limit"
-        )
+    check_seconds(path, about.seconds)
     if about.width is not None and about.height is not None and about.width * about.height > MAX_FRAME:
         raise InputError(f"{path} has frames of {about.width}x{about.height} pixels; scale it to 3840x2160 or less")
+
+
+def check_header(path: str) -> None:
+    """Raises InputError for media that are too long by their header, without decoding anything of them."""
+    from mssync.video import declared_seconds, open_media
+
+    try:
+        with open_media(path) as container:
+            longest = max((float(declared_seconds(container, stream)) for stream in container.streams), default=0.0)
+    except InputError:
+        return  # no media: what it is meant for will say so
+    check_seconds(path, longest)
+
+
+def check_seconds(path: str, seconds: float) -> None:
+    """Raises InputError for more than visitors may send."""
+    if seconds > MAX_SECONDS:
+        raise InputError(
+            f"{path} lasts {seconds / 60:.0f} minutes; at most {MAX_SECONDS / 60:.0f} are taken here: "
+            "cut it, or use `mssync` on your own machine, which has no limit"
+        )
 
 
 def _written(
@@ -208,11 +226,7 @@ def _counted(frames: Iterator[np.ndarray], total: int, tell: Tell) -> Iterator[n
 
 
 def serve(pipe: connection.Connection, model: str, device: str, threads: int) -> None:
-    """Do what the pipe asks for until it is closed or the server is gone.
-
-    In: (job, folder, arguments). Out: ("told", done, of, what) many times, then one of ("done", answer),
-    ("refused", message) and ("broken", traceback).
-    """
+    """Load the models, then do what the pipe asks for until it is closed or the server is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the server ends its workers
     threading.Thread(target=_end_with_server, daemon=True).start()
     import torch
@@ -220,6 +234,12 @@ def serve(pipe: connection.Connection, model: str, device: str, threads: int) ->
     torch.set_num_threads(threads)
     tools = Tools(model, device)
     _ = tools.talker.face_mesh  # loaded before somebody waits for it
+    listen(pipe, tools)
+
+
+def listen(pipe: connection.Connection, tools: Tools) -> None:
+    """In: (job, folder, arguments). Out: ("told", done, of, what) many times, then one of ("done", answer),
+    ("refused", message) and ("broken", traceback)."""
 
     def tell(done: int, of: int, what: str) -> None:
         pipe.send(("told", done, of, what))
