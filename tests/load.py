@@ -1,7 +1,7 @@
 """Many visitors at once against a real server: python tests/load.py [--clients 40] [--seconds 1.0]
 
-Starts `mssync serve` with its limit of 2 jobs and lets every client upload a portrait and a recording of its own length,
-animate, and fetch the video, as `gradio_client` does. Checked, with exit code 1 where it fails:
+Starts `mssync serve` with its limit of 2 jobs and lets every client upload a portrait and a recording of its own
+length, animate, and fetch the video, as `gradio_client` does. Checked, with exit code 1 where it fails:
 
 - everybody gets the own video: its length and its sound are those of the recording that was sent
 - those who wait are told how many are before them and how long it takes
@@ -99,7 +99,7 @@ def recording(path: Path, speech: np.ndarray, k: int, seconds: float) -> int:
 
 
 def visit(url: str, folder: Path, speech: np.ndarray, k: int, seconds: float) -> tuple[float, list[str], str]:
-    """One visitor: seconds until the video was there, what was said meanwhile, and what was wrong with it ("": nothing)."""
+    """One visitor: seconds until the video was there, what was said meanwhile, what was wrong with it ("": nothing)."""
     from gradio_client import Client, handle_file
 
     frames = recording(folder / f"{k}.wav", speech, k, seconds)
@@ -164,8 +164,9 @@ def crowd(server: Server, folder: Path, speech: np.ndarray, options: argparse.Na
     times = sorted(took for took, _, _ in results)
     told = sum(any(words.startswith("waiting") for words in said) for _, said, _ in results)
     longest = max((said for _, said, _ in results), key=len)
-    print(f"{options.clients} visitors in {time.monotonic() - begun:.0f} s; the first after {times[0]:.0f} s, half of them ")
-    print(f"after {times[len(times) // 2]:.0f} s; {told} were told their place, such as: {longest[:3]}")
+    half = times[len(times) // 2]
+    print(f"{options.clients} visitors in {time.monotonic() - begun:.0f} s: the first had it after {times[0]:.0f} s")
+    print(f"and half of them after {half:.0f} s; {told} were told their place, such as: {longest[:3]}")
     print(f"memory of all processes at most {server.peak / 1e9:.2f} GB")
     failed = [wrong for _, _, wrong in results if wrong]
     if server.peak > LIMIT:

@@ -17,20 +17,25 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
+from mssync.video import probe
+
 pytest.importorskip("gradio")
 sync_api = pytest.importorskip("playwright.sync_api")
-from playwright.sync_api import expect
-
-from mssync.video import probe
+expect = sync_api.expect
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 if CHROMIUM is None:
     pytest.skip("no Chromium", allow_module_level=True)
 
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 PATIENCE = 1000 * int(os.environ.get("MSSYNC_PATIENCE", "120"))  # ms for any one step: an idle machine needs 25 s
 WIDE = {"viewport": {"width": 1200, "height": 900}, "color_scheme": "light"}
 PHONE = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark", "has_touch": True, "is_mobile": True}

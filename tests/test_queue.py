@@ -161,7 +161,10 @@ def test_a_job_that_is_not_wanted_any_more_leaves_nothing(queue, here):
             await asyncio.sleep(0.02)
         for task in (waiting, *started):
             task.cancel()
-        assert all(isinstance(e, asyncio.CancelledError) for e in await asyncio.gather(*started, waiting, return_exceptions=True))
+        assert all(
+            isinstance(e, asyncio.CancelledError)
+            for e in await asyncio.gather(*started, waiting, return_exceptions=True)
+        )
         here.leave("s")
         assert files(here) == []
         answer = await queue.run("copy", "s", {"file": stored(here)}, told([]))  # with a new process

@@ -309,7 +309,8 @@ def test_routes_of_gradio_that_the_page_does_not_use_are_closed(private):
 
 
 @pytest.mark.parametrize(
-    "path", ["/etc/passwd", "/files/../../etc/passwd", "/files/x/../../y", "http://169.254.169.254/", "/files/x", "x", ""]
+    "path",
+    ["/etc/passwd", "/files/../../etc/passwd", "/files/x/../../y", "http://169.254.169.254/", "/files/x", "x", ""],
 )
 def test_files_that_are_no_uploads_cannot_be_named(private, path):
     client = studio(private)

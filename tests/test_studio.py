@@ -20,7 +20,6 @@ from mssync.errors import InputError
 from mssync.generator import Generator
 from mssync.video import VideoReader, probe
 
-
 # ---- the jobs
 
 
@@ -47,7 +46,13 @@ def test_animate(tools, picture, make_sound, tmp_path):
 
     def made(**options) -> np.ndarray:
         answer = work.animate(
-            tools, tmp_path, lambda *what: told_so.append(what), picture=picture, speech=sound, **ANIMATE, **OPTIONS | options
+            tools,
+            tmp_path,
+            lambda *what: told_so.append(what),
+            picture=picture,
+            speech=sound,
+            **ANIMATE,
+            **OPTIONS | options,
         )
         assert answer["says"] == "0.8 s of video, 20 frames"
         assert probe(answer["video"]).generated
@@ -122,7 +127,9 @@ def call(studio, name: str, *data) -> tuple[str, str]:
 
 
 def test_a_job_over_the_api(studio, tmp_path):
-    alias, other = (studio.post("/gradio_api/upload", files={"files": (n, b"face")}).json()[0] for n in ("a.png", "b.wav"))
+    alias, other = (
+        studio.post("/gradio_api/upload", files={"files": (n, b"face")}).json()[0] for n in ("a.png", "b.wav")
+    )
     kind, content = call(studio, "animate", {"path": alias}, {"path": other}, 1, 1, 0, 0, False, False, False)
     assert kind == "complete", content
     assert "copied. Done after" in content

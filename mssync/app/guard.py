@@ -217,7 +217,11 @@ def upload(place: Place) -> Callable[[Request], Awaitable[Response]]:
                 for _, file in form.multi_items():
                     if isinstance(file, UploadFile):
                         path = place.upload(file.filename or "file")
-                        await asyncio.to_thread(_store, file, path)
+                        try:
+                            await asyncio.to_thread(_store, file, path)
+                        except InputError as error:
+                            place.remove(path.parent)
+                            raise InputError(nameless(str(error), str(path))) from None
                         stored.append(f"{ALIAS}/{path.parent.name}/{path.name}")
             return JSONResponse(stored)
         except InputError as error:

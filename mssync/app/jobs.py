@@ -93,7 +93,9 @@ class Jobs:
         try:
             with self.place.used(path.parent for path in given.values()):
                 worker = await self._turn(tell)
-                return await self._with(worker, name, session, tell, {**options, **{k: str(p) for k, p in given.items()}})
+                return await self._with(
+                    worker, name, session, tell, {**options, **{k: str(p) for k, p in given.items()}}
+                )
         finally:
             self._tasks[session].discard(task)
             if not self._tasks[session]:
@@ -188,4 +190,3 @@ def in_words(seconds: float) -> str:
     if seconds < 90:
         return f"{max(1, round(seconds))} seconds"
     return f"{round(seconds / 60)} minutes"
-

@@ -58,7 +58,7 @@ class Place:
         return self.new() / safe_name(name)
 
     def given(self, path: Any, session: str) -> Path:
-        """A file that a visitor names, now owned by the session. Raises InputError when it is not, or no longer, here."""
+        """A file that a visitor names, now owned by the session. Raises InputError when it is not (any more) here."""
         found = self.find(str(path).replace(str(self.root), ALIAS, 1)) if path else None
         if found is None:
             raise InputError("this file is no longer here; upload it again")

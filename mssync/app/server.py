@@ -1,4 +1,4 @@
-"""`mssync serve`: an ASGI application with a WebSocket for live sessions, and a page that plays them.
+"""Live sessions: an ASGI application with a WebSocket, and a page that plays them; a part of the studio.
 
 The protocol, in this order (docs/live.md shows a client):
 
@@ -75,8 +75,8 @@ def create_app(
 
     It has a page at / and a WebSocket at /ws.
     pipeline: of `mssync.load(live=True)`, which it is unless given; portrait: who speaks unless a client brings a
-    picture of its own; token: what clients must give as ``?token=`` (None: requests for this machine's own names
-    alone are answered); sessions: how many at once.
+    picture of its own; token: what clients must give (see `guard.given_token`; None: requests for this machine's own
+    names alone are answered); sessions: how many at once.
     Raises InputError: a pipeline that cannot speak live, a portrait without a face.
     """
     if pipeline is None:

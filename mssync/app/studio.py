@@ -1,7 +1,7 @@
 """The studio: `mssync serve`'s page (Gradio) with the tabs Animate, Reenact, Score and Live, and the same as an API.
 
-Its functions are the API: /animate, /reenact, /score and /mend, for `gradio_client` or any HTTP client (docs/studio.md).
-Each hands its job to the queue of `mssync.app.jobs`; `mssync.app.guard` stands before all of it.
+Its functions are the API: /animate, /reenact, /score and /mend, for `gradio_client` or any HTTP client
+(docs/studio.md). Each hands its job to the queue of `mssync.app.jobs`; `mssync.app.guard` stands before all of it.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from mssync.video import read_image
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is there: nothing is sent, nothing is looked up
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import gradio as gr  # noqa: E402
-import pandas as pd  # noqa: E402
-from fastapi import FastAPI  # noqa: E402
+import gradio as gr
+import pandas as pd
+from fastapi import FastAPI
 
 if TYPE_CHECKING:
     from mssync.animate import Pipeline
@@ -46,6 +46,8 @@ REACH = MAX_OFFSET * FRAME_MS  # ms to both sides in which an offset is looked f
 INTRODUCTION = """# MS-Sync
 
 A portrait speaks what you give it. Every video is marked as synthetic; animate only people who agreed to it."""
+
+LIVE = '<iframe class="live" src="live/" allow="microphone" title="Live: speak, and a portrait talks"></iframe>'
 
 STYLE = """
 footer { display: none !important; }
@@ -75,7 +77,11 @@ def create_studio(
     live = create_app(pipeline, portrait, token=token, sessions=sessions)
     place = Place()
     queue = Jobs(place, model, device, jobs)
-    page = _mounted(_page(queue, _Previewer(pipeline)))
+    try:
+        page = _mounted(_page(queue, _Previewer(pipeline)))
+    except BaseException:
+        place.close()
+        raise
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -153,10 +159,10 @@ def _page(queue: Jobs, previewer: _Previewer) -> gr.Blocks:
         with gr.Tab("Score"):
             _score_tab(queue)
         with gr.Tab("Live"):
-            gr.HTML('<iframe class="live" src="live/" allow="microphone" title="Live: speak, and a portrait talks"></iframe>')
+            gr.HTML(LIVE)
         gr.Markdown(
-            f"At most {MAX_SECONDS / 60:.0f} minutes of speech or video and {in_words(LIMIT)} a job. Files go when this "
-            f"page is closed, and {in_words(KEEP)} after their last use at the latest. MS-Sync {__version__}."
+            f"At most {MAX_SECONDS / 60:.0f} minutes of speech or video and {in_words(LIMIT)} a job. Files go when "
+            f"this page is closed, and {in_words(KEEP)} after their last use at the latest. MS-Sync {__version__}."
         )
         blocks.unload(lambda: None)  # makes the page keep its heartbeat open, by which the server knows of its end
     return blocks
@@ -169,14 +175,18 @@ def _animate_tab(queue: Jobs, previewer: _Previewer) -> None:
     with gr.Row():
         with gr.Column():
             picture = _portrait_input(queue, previewer, "animate")
-            speech = gr.Audio(label="Speech", sources=["upload", "microphone"], type="filepath", buttons=[], elem_id="speech")
+            speech = gr.Audio(
+                label="Speech", sources=["upload", "microphone"], type="filepath", buttons=[], elem_id="speech"
+            )
             example = gr.Button("Use the example portrait and speech", size="sm")
             with gr.Accordion("Head motion, expression and more", open=False):
                 head_motion = gr.Slider(0, 2, 1, step=0.05, label="Head motion", info="0: still, 1: as generated")
                 expression = gr.Slider(0, 2, 1, step=0.05, label="Expression", info="0: none, 1: as generated")
                 smooth = gr.Slider(0, 25, 0, step=0.5, label="Smoothing", info="in frames; 0: off")
                 paste_back, badge, motion = _options()
-                seed = gr.Number(0, label="Seed", info="The shipped models draw no random numbers.", precision=0, minimum=0)
+                seed = gr.Number(
+                    0, label="Seed", info="The shipped models draw no random numbers.", precision=0, minimum=0
+                )
         video, says, make, cancel = _outputs("Make the video", "animate")
 
     async def animate(
@@ -210,7 +220,9 @@ def _reenact_tab(queue: Jobs, previewer: _Previewer) -> None:
     with gr.Row():
         with gr.Column():
             picture = _portrait_input(queue, previewer, "reenact")
-            driving = gr.Video(label="Driving video", sources=["upload", "webcam"], height=280, buttons=[], elem_id="driving")
+            driving = gr.Video(
+                label="Driving video", sources=["upload", "webcam"], height=280, buttons=[], elem_id="driving"
+            )
             example = gr.Button("Use the example portrait and video", size="sm")
             with gr.Accordion("Pose, whole picture and more", open=False):
                 absolute = gr.Checkbox(False, label="Take over pose and proportions too")
@@ -247,7 +259,9 @@ def _reenact_tab(queue: Jobs, previewer: _Previewer) -> None:
 def _score_tab(queue: Jobs) -> None:
     with gr.Row():
         with gr.Column():
-            given = gr.Video(label="Video of a speaker", sources=["upload", "webcam"], height=280, buttons=[], elem_id="scored")
+            given = gr.Video(
+                label="Video of a speaker", sources=["upload", "webcam"], height=280, buttons=[], elem_id="scored"
+            )
             example = gr.Button("Use the example: a video whose sound is late", size="sm")
             measure = gr.Button("Measure", variant="primary")
             cancel = gr.Button("Cancel", interactive=False)
@@ -256,13 +270,26 @@ def _score_tab(queue: Jobs) -> None:
         with gr.Column():
             says = gr.Textbox(label="Lips and sound", interactive=False, lines=2)
             curves = gr.LinePlot(
-                label="Curves", show_label=False, x="offset in ms", y="distance", color="window", title="Lips against sound, by time scale", height=260
+                label="Curves",
+                show_label=False,
+                x="offset in ms",
+                y="distance",
+                color="window",
+                title="Lips against sound, by time scale",
+                height=260,
             )
             over_time = gr.LinePlot(
-                label="Over time", show_label=False, x="second", y="offset in ms", title="Offset over time", height=200,
+                label="Over time",
+                show_label=False,
+                x="second",
+                y="offset in ms",
+                title="Offset over time",
+                height=200,
                 y_lim=[-REACH, REACH],
             )
-            mended = gr.Video(label="Mended video", interactive=False, height=280, buttons=["download"], elem_id="mended")
+            mended = gr.Video(
+                label="Mended video", interactive=False, height=280, buttons=["download"], elem_id="mended"
+            )
             with gr.Accordion("All numbers", open=False):
                 numbers = gr.JSON(label="Numbers", show_label=False)
 
@@ -271,13 +298,17 @@ def _score_tab(queue: Jobs) -> None:
         video: str,
         progress: Any = gr.Progress(),  # noqa: B008
     ) -> tuple[str, pd.DataFrame, pd.DataFrame, dict[str, Any]]:
-        """Measure by how much lips and sound of a video are apart: the verdict, curves, the offset over time, all numbers."""
+        """Measure by how much lips and sound are apart: the verdict, curves, the offset over time, all numbers."""
         found = await _run(queue, "score", request, progress, _needed(video=(video, "a video")))
         verdict = found["says"]
         if found["can_tell"]:
             verdict += f" (probability {found['probability']:.2f}); {found['over_time_says']}"
         lines = [
-            {"offset in ms": frames * level["frame_ms"], "distance": value, "window": f"{level['window_ms'] / 1000:g} s"}
+            {
+                "offset in ms": frames * level["frame_ms"],
+                "distance": value,
+                "window": f"{level['window_ms'] / 1000:g} s",
+            }
             for level in found["lips"]
             for frames, value in zip(level["offsets_frames"], level["curve"], strict=True)
             if abs(frames * level["frame_ms"]) <= CURVES
@@ -306,19 +337,24 @@ def _score_tab(queue: Jobs) -> None:
 
 def _portrait_input(queue: Jobs, previewer: _Previewer, tab: str) -> gr.Image:
     """The portrait, and below it what is found in it as soon as it is there."""
-    class Picture(gr.Image):
-        """A picture's file as it was sent: what is in it is found out by the job, which says what is wrong with it."""
 
-        is_template = True  # of Gradio's own components
-
-        def preprocess(self, payload: Any) -> str | None:
-            return None if payload is None else payload.path
-
-    picture = Picture(
-        label="Portrait", sources=["upload", "webcam"], type="filepath", height=280, buttons=[], elem_id=f"{tab}-portrait"
+    picture = gr.Image(
+        label="Portrait",
+        sources=["upload", "webcam"],
+        type="filepath",
+        height=280,
+        buttons=[],
+        elem_id=f"{tab}-portrait",
     )
+    # The file goes to jobs as it was sent: they say what is wrong with it better than Gradio's decoding would.
+    picture.preprocess = lambda payload: payload.path if payload else None  # type: ignore[method-assign]
     shown = gr.Image(
-        label="Crop, face and keypoints", interactive=False, visible=False, height=280, buttons=[], elem_id=f"{tab}-preview"
+        label="Crop, face and keypoints",
+        interactive=False,
+        visible=False,
+        height=280,
+        buttons=[],
+        elem_id=f"{tab}-preview",
     )
 
     async def look(path: str | None, request: gr.Request) -> Any:
@@ -367,7 +403,13 @@ def _job(
     aside: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
     button.click(lambda: (gr.update(interactive=False), gr.update(interactive=True)), None, [button, cancel], **aside)
     running = button.click(
-        function, inputs, outputs, api_name=name, concurrency_limit=None, trigger_mode="once", show_progress_on=outputs[0]
+        function,
+        inputs,
+        outputs,
+        api_name=name,
+        concurrency_limit=None,
+        trigger_mode="once",
+        show_progress_on=outputs[0],
     )
 
     def idle() -> tuple[Any, Any]:
@@ -388,6 +430,7 @@ async def _run(
     queue: Jobs, name: str, request: gr.Request, progress: Any, files: dict[str, str], **options: Any
 ) -> dict[str, Any]:
     """Do a job, tell the page how far it is; what is wrong with the input becomes a message."""
+
     def tell(share: float | None, words: str) -> None:
         progress(share, desc=words)
 

@@ -167,7 +167,9 @@ def check_picture(path: str) -> None:
         raise InputError(f"{path} is not a picture that can be read; give a jpg, png or webp file")
     with image:
         if image.width * image.height > MAX_PIXELS:
-            raise InputError(f"{path} has {image.width}x{image.height} pixels; scale it to {MAX_PIXELS:,} in all or less")
+            raise InputError(
+                f"{path} has {image.width}x{image.height} pixels; scale it to {MAX_PIXELS:,} in all or less"
+            )
 
 
 def check_length(path: str) -> None:

@@ -265,9 +265,7 @@ def serve(
         token = secrets.token_urlsafe(16)
     with waiting("loading"):
         talker = load(model, device, live=True)
-        studio = create_studio(
-            talker, portrait, model=model, device=device, token=token, sessions=sessions, jobs=jobs
-        )
+        studio = create_studio(talker, portrait, model=model, device=device, token=token, sessions=sessions, jobs=jobs)
     typer.echo(f"open {address(host, port, token)} (Ctrl-C ends)")
     run(studio, host, port)
 
