@@ -99,7 +99,7 @@ def test_an_example_becomes_a_video(page, tmp_path):
     page.get_by_role("button", name="Use the example portrait and speech").click()
     page.locator("#animate-preview img").wait_for()
     page.get_by_role("button", name="Make the video").click()
-    says(page, r"drawing, about \d+ (seconds|minutes) left")
+    says(page, r"drawing, about \d+ (second|minute)s? left")
     page.locator("#animate-result video").wait_for()
     expect(page.get_by_label("About it").first).to_have_value(re.compile(r"13\.4 s of video, 335 frames\. Done after"))
     video = page.locator("#animate-result video")

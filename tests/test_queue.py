@@ -144,7 +144,7 @@ def test_everyone_gets_their_own_and_two_at_once(queue, here):
         return await asyncio.gather(*(one(k) for k in range(8)))
 
     assert asyncio.run(everyone()) == [b"%d" % k for k in range(8)]
-    assert (0.75, "copying, about 1 seconds left") in [(share, what) for share, what in words[0]]
+    assert (0.75, "copying, about 1 second left") in [(share, what) for share, what in words[0]]
     assert words[7][0][1].startswith("waiting: ")
     assert len(queue.idle) == 2
     for k in range(8):
@@ -220,7 +220,7 @@ def test_what_goes_wrong_is_said_and_the_next_job_runs(queue, here, monkeypatch,
 
 
 def test_times_in_words():
-    assert [in_words(s) for s in (0.2, 42.4, 100, 900)] == ["1 seconds", "42 seconds", "2 minutes", "15 minutes"]
+    assert [in_words(s) for s in (0.2, 42.4, 100, 900)] == ["1 second", "42 seconds", "2 minutes", "15 minutes"]
 
 
 # ---- the guard (who may ask for what is in test_security.py)

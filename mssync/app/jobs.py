@@ -13,6 +13,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,8 @@ class Jobs:
         self.idle: list[Worker] = []
         self.line: list[object] = []  # those who wait, the next one first
         self.stopped = False
+        # One listens to each worker, or for a moment to one that has just been ended.
+        self._listeners = ThreadPoolExecutor(2 * at_once, "mssync-jobs")
         self.took: deque[float] = deque(maxlen=20)  # seconds of the last jobs
         self._tasks: dict[str, set[asyncio.Task[Any]]] = {}  # by session
         self._leaving: dict[str, asyncio.TimerHandle] = {}
@@ -71,6 +74,7 @@ class Jobs:
         for worker in self.idle:
             worker.end()
         self.idle = []
+        self._listeners.shutdown(wait=False)
 
     async def sweep(self) -> None:
         """Remove old files, for ever."""
@@ -90,13 +94,15 @@ class Jobs:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.setdefault(session, set()).add(task)
+        folder, answer = self.place.new(session), None
+        arguments = {**options, **{key: str(path) for key, path in given.items()}}
         try:
-            with self.place.used(path.parent for path in given.values()):
-                worker = await self._turn(tell)
-                return await self._with(
-                    worker, name, session, tell, {**options, **{k: str(p) for k, p in given.items()}}
-                )
+            with self.place.used([folder, *(path.parent for path in given.values())]):
+                answer = await self._with(await self._turn(tell), name, folder, tell, arguments)
+            return answer
         finally:
+            if answer is None or not list(folder.iterdir()):
+                self.place.remove(folder)
             self._tasks[session].discard(task)
             if not self._tasks[session]:
                 del self._tasks[session]
@@ -139,54 +145,50 @@ class Jobs:
         finally:
             self.line.remove(ticket)
 
-    async def _with(self, worker: Worker, name: str, session: str, tell: Tell, arguments: dict[str, Any]) -> Any:
-        folder, begun, kept = self.place.new(session), time.monotonic(), False
+    async def _with(self, worker: Worker, name: str, folder: Path, tell: Tell, arguments: dict[str, Any]) -> Any:
+        """Do a job with a worker, which is idle again after that; one that had to be ended has a successor."""
+        begun = time.monotonic()
         try:
-            with self.place.used([folder]):
-                kind, answer = await asyncio.wait_for(_asked(worker, name, folder, tell, arguments), LIMIT)
-            if kind == "refused":
-                raise InputError(answer)
-            if kind == "broken":
-                log.error("a job broke: %s\n%s", name, answer)
-                raise InputError("this job broke; the server's messages tell why")
-            kept = bool(list(folder.iterdir()))
-            self.took.append(time.monotonic() - begun)
-            return answer
-        except (asyncio.TimeoutError, asyncio.CancelledError, EOFError, OSError) as error:
+            kind, answer = await asyncio.wait_for(self._asked(worker, name, folder, tell, arguments), LIMIT)
+        except BaseException as error:
             worker.end()
             if not self.stopped:
                 self.idle.append(self._worker())
-            if isinstance(error, asyncio.CancelledError):
-                raise
             if isinstance(error, asyncio.TimeoutError):
                 raise InputError(f"this took more than {in_words(LIMIT)} and was ended; give less") from None
-            log.error("a job's process ended: %s", name)
-            raise InputError("this job's process ended before it was done; try another file") from None
-        finally:
-            if worker.process.is_alive():
-                self.idle.append(worker)
-            if not kept:
-                self.place.remove(folder)
+            if isinstance(error, EOFError | OSError):
+                log.error("a job's process ended: %s", name)
+                raise InputError("this job's process ended before it was done; try another file") from None
+            raise
+        self.idle.append(worker)
+        if kind == "refused":
+            raise InputError(answer)
+        if kind == "broken":
+            log.error("a job broke: %s\n%s", name, answer)
+            raise InputError("this job broke; the server's messages tell why")
+        self.took.append(time.monotonic() - begun)
+        return answer
 
-
-async def _asked(worker: Worker, name: str, folder: Path, tell: Tell, arguments: dict[str, Any]) -> tuple[str, Any]:
-    worker.pipe.send((name, str(folder), arguments))
-    begun: float | None = None
-    while True:
-        kind, *content = await asyncio.to_thread(worker.pipe.recv)
-        if kind != "told":
-            return kind, content[0]
-        done, of, what = content
-        if not of:
-            tell(None, what)
-            continue
-        begun = begun or time.monotonic()
-        left = (time.monotonic() - begun) / done * (of - done) if done else 0.0
-        tell(done / of, f"{what}, about {in_words(left)} left" if done else what)
+    async def _asked(
+        self, worker: Worker, name: str, folder: Path, tell: Tell, arguments: dict[str, Any]
+    ) -> tuple[str, Any]:
+        tell(None, "starting")
+        worker.pipe.send((name, str(folder), arguments))
+        begun: float | None = None
+        while True:
+            kind, *content = await asyncio.get_running_loop().run_in_executor(self._listeners, worker.pipe.recv)
+            if kind != "told":
+                return kind, content[0]
+            done, of, what = content
+            if not of:
+                tell(None, what)
+                continue
+            begun = begun or time.monotonic()
+            left = (time.monotonic() - begun) / done * (of - done) if done else 0.0
+            tell(done / of, f"{what}, about {in_words(left)} left" if done else what)
 
 
 def in_words(seconds: float) -> str:
     """ "8 seconds", "3 minutes": as exact as such a guess is."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} seconds"
-    return f"{round(seconds / 60)} minutes"
+    count, unit = (max(1, round(seconds)), "second") if seconds < 90 else (round(seconds / 60), "minute")
+    return f"{count} {unit}{'s' * (count > 1)}"

@@ -142,9 +142,8 @@ class _Previewer:
         from mssync.app.overlay import preview
 
         check_picture(path)
-        picture = read_image(path)
-        with self.lock:
-            return preview(self.talker, picture)
+        with self.lock:  # one large picture is in memory at a time
+            return preview(self.talker, read_image(path))
 
 
 def _page(queue: Jobs, previewer: _Previewer) -> gr.Blocks:
