@@ -36,7 +36,8 @@ def preview(talker: Pipeline, picture: np.ndarray) -> np.ndarray:
     shown[low:high, low:high] = bright[low:high, low:high]
     cv2.rectangle(shown, (low, low), (high, high), CROP, 2, cv2.LINE_AA)
     corners = (np.array(face.box).reshape(2, 2) - (around.x0, around.y0)) * scale
-    cv2.rectangle(shown, *corners.round().astype(int).tolist(), FACE, 2, cv2.LINE_AA)
+    upper, lower = corners.round().astype(int).tolist()
+    cv2.rectangle(shown, upper, lower, FACE, 2, cv2.LINE_AA)
     draw_pose(shown, portrait.pose, inner)
     return shown
 
