@@ -219,9 +219,7 @@ def _reenact_tab(queue: Jobs, previewer: _Previewer) -> None:
     with gr.Row():
         with gr.Column():
             picture = _portrait_input(queue, previewer, "reenact")
-            driving = gr.Video(
-                label="Driving video", sources=["upload", "webcam"], height=280, buttons=[], elem_id="driving"
-            )
+            driving = gr.Video(label="Driving video", sources=["upload", "webcam"], elem_id="driving", buttons=[])
             example = gr.Button("Use the example portrait and video", size="sm")
             with gr.Accordion("Pose, whole picture and more", open=False):
                 absolute = gr.Checkbox(False, label="Take over pose and proportions too")
@@ -258,9 +256,7 @@ def _reenact_tab(queue: Jobs, previewer: _Previewer) -> None:
 def _score_tab(queue: Jobs) -> None:
     with gr.Row():
         with gr.Column():
-            given = gr.Video(
-                label="Video of a speaker", sources=["upload", "webcam"], height=280, buttons=[], elem_id="scored"
-            )
+            given = gr.Video(label="Video of a speaker", sources=["upload", "webcam"], buttons=[], elem_id="scored")
             example = gr.Button("Use the example: a video whose sound is late", size="sm")
             measure = gr.Button("Measure", variant="primary")
             cancel = gr.Button("Cancel", interactive=False)
@@ -286,9 +282,7 @@ def _score_tab(queue: Jobs) -> None:
                 height=200,
                 y_lim=[-REACH, REACH],
             )
-            mended = gr.Video(
-                label="Mended video", interactive=False, height=280, buttons=["download"], elem_id="mended"
-            )
+            mended = gr.Video(label="Mended video", interactive=False, buttons=["download"], elem_id="mended")
             with gr.Accordion("All numbers", open=False):
                 numbers = gr.JSON(label="Numbers", show_label=False)
 
