@@ -118,24 +118,27 @@ def studio(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("mssync-studio-*"))
 
 
-def call(studio, name: str, *data) -> tuple[str, str]:
+def call(studio, name: str, **arguments) -> tuple[str, str]:
     """Event and data that end a call of the API."""
-    event = studio.post(f"/gradio_api/call/{name}", json={"data": list(data)}).json()["event_id"]
-    said = [part for part in studio.get(f"/gradio_api/call/{name}/{event}").text.split("\n\n") if part]
+    event = studio.post(f"/gradio_api/call/v2/{name}", json=arguments).json()["event_id"]
+    said = [part for part in studio.get(f"/gradio_api/call/v2/{name}/{event}").text.split("\n\n") if part]
     kind, content = said[-1].split("\n")
     return kind.removeprefix("event: "), content.removeprefix("data: ")
 
 
 def test_a_job_over_the_api(studio, tmp_path):
-    alias, other = (
-        studio.post("/gradio_api/upload", files={"files": (n, b"face")}).json()[0] for n in ("a.png", "b.wav")
+    picture, sound = (
+        studio.post("/gradio_api/upload", files={"files": (name, b"face")}).json()[0] for name in ("a.png", "b.wav")
     )
-    kind, content = call(studio, "animate", {"path": alias}, {"path": other}, 1, 1, 0, 0, False, False, False)
+    kind, content = call(studio, "animate", picture={"path": picture}, speech={"path": sound}, head_motion=0.5)
     assert kind == "complete", content
     assert "copied. Done after" in content
     assert str(tmp_path) not in content
     video = content.split('"path": "')[1].split('"')[0]
     assert studio.get(f"/gradio_api/file={video}").content == b"face"
+    kind, content = call(studio, "animate", picture={"path": picture}, speech={"path": "/files/gone/b.wav"})
+    assert kind == "error"
+    assert "upload it again" in content
 
 
 def test_the_schema_names_the_endpoints_and_their_arguments(studio):
