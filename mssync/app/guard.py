@@ -43,7 +43,7 @@ HEARTBEAT = 15.0  # seconds between two signs of life to an open page
 OPEN = re.compile(  # paths: what the page loads, Gradio's API, and the live page
     r"/|/config|/theme\.css|/favicon\.ico|/robots\.txt|/manifest\.json|/(assets|static|svelte)/.*|/live(/.*)?"
     r"|/gradio_api/(info|openapi\.json|app_id|startup-events|cancel|reset|upload_progress|theme\.css"
-    r"|queue/(join|data|status)|run/predict|call/[\w/]+|upload|heartbeat/\w+|file=.*)"
+    r"|queue/(join|data|status)|run/predict|call/[\w/]+|upload|heartbeat/[\w-]+|file=.*)"
 )
 POLICY = (  # Gradio's page has inline scripts and styles; nothing comes from elsewhere
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "

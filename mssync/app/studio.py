@@ -78,7 +78,7 @@ def create_studio(
     place = Place()
     queue = Jobs(place, model, device, jobs)
     try:
-        page = _mounted(_page(queue, _Previewer(pipeline)))
+        page = _mounted(_page(queue, _Previewer(pipeline)), place)
     except BaseException:
         place.close()
         raise
@@ -106,8 +106,9 @@ def create_studio(
     return Starlette(routes=routes, middleware=[Middleware(Guard, place=place, token=token)], lifespan=lifespan)
 
 
-def _mounted(blocks: gr.Blocks) -> Any:
+def _mounted(blocks: gr.Blocks, place: Place) -> Any:
     """Gradio's application of a page. It sends nothing to anyone, shows no errors but ours, and keeps no history."""
+    gr.routes.DEFAULT_TEMP_DIR = str(place.root)  # where it makes a folder for an editor, closed here, of its own
     blocks.max_threads = blocks._queue.max_thread_count = THREADS
     parent = FastAPI()
     gr.mount_gradio_app(
