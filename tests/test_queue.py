@@ -289,3 +289,27 @@ def test_three_hours_are_refused_at_once(client, here):
     assert answer.status_code == 413
     assert answer.text.startswith("lecture.wav lasts 180 minutes; at most 5 are taken here: cut it")
     assert list(here.root.iterdir()) == [here.root / ".lock"]
+
+
+def test_a_page_that_is_closed_is_noticed():
+    class Seen(list):
+        def arrive(self, session):
+            self.append(f"{session} comes")
+
+        def leave(self, session):
+            self.append(f"{session} goes")
+
+    seen, sent = Seen(), []
+
+    async def receive():
+        await asyncio.sleep(0.01)
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(guard.Heartbeat(seen)({"path_params": {"session": "me"}}, receive, send))
+    assert seen == ["me comes", "me goes"]
+    assert sent[1]["body"] == b"data: ALIVE\n\n"
+    for session in ("rwfxvs1vhk", "1b4e28ba-2fa1-11d2-883f-0016d3cca427"):  # of a page, of gradio_client
+        assert guard.OPEN.fullmatch(f"/gradio_api/heartbeat/{session}")
