@@ -2,6 +2,7 @@
 # make test   style, types and tests
 # make docs   the documentation site, out/site, from docs/; a dead link is an error
 # make fuzz   N damaged files through the readers (N=2000)
+# make load   40 clients at once against the studio
 #
 # All make a virtual environment when there is none. Settings, for example `make demo PYTHON=python3.11`:
 #   PYTHON       the Python to make it with: 3.10, 3.11 or 3.12
@@ -15,7 +16,7 @@ TORCH_INDEX ?=
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 MSSYNC := $(VENV)/bin/mssync
 
-.PHONY: demo test docs fuzz clean
+.PHONY: demo test docs fuzz load clean
 
 demo: out/demo.mp4
 	@echo "out/demo.mp4 is ready"
@@ -35,6 +36,9 @@ docs: $(VENV)/.dev
 N ?= 2000
 fuzz: $(VENV)/.dev
 	$(VENV)/bin/python tests/fuzz.py $(N)
+
+load: $(VENV)/.dev
+	$(VENV)/bin/python tests/load.py
 
 clean:
 	rm -rf out build dist .pytest_cache .ruff_cache .mypy_cache

@@ -66,7 +66,7 @@ def read_image(path: PathLike) -> RGB:
     or over 32000 pixels, floating-point samples.
     """
     path = input_file(path)
-    image = _identify(path)
+    image = open_image(path)
     if image is None:
         raise InputError(f"{path} is not a picture that can be read (jpg, png, webp, bmp or tiff)")
     with image:
@@ -85,8 +85,8 @@ def read_image(path: PathLike) -> RGB:
             raise InputError(f"{path} is damaged and cannot be decoded ({error})") from error
 
 
-def _identify(path: Path) -> Image.Image | None:
-    """Open a picture without decoding its pixels; None if it is not one."""
+def open_image(path: Path) -> Image.Image | None:
+    """Open a picture without decoding its pixels; None if it is not one. Raises InputError for too many pixels."""
     try:
         with warnings.catch_warnings():
             # Pillow warns from half of the size that it refuses; a 100 megapixel photo is fine here.
@@ -573,7 +573,7 @@ def probe(path: PathLike) -> MediaInfo:
     Raises InputError: missing, unreadable or empty file, not media, nothing in it that decodes.
     """
     path = input_file(path)
-    image = _identify(path)
+    image = open_image(path)
     if image is not None:
         with image:
             return _probe_image(path, image)

@@ -24,6 +24,7 @@ PAGES = (
     "README.md",
     "docs/index.md",
     "docs/responsible-use.md",
+    "docs/studio.md",
     "docs/loss.md",
     "docs/training.md",
     "docs/reproduce.md",

@@ -220,3 +220,140 @@ def test_what_is_no_file_is_refused(tmp_path, kind):
     for read in (probe, load_audio, VideoReader, load_motion):
         with pytest.raises(InputError):
             read(path)
+
+
+# ---- the studio: who may ask, for what, and what nobody gets to see
+
+
+@pytest.fixture
+def private(tmp_path, monkeypatch):
+    pytest.importorskip("starlette")
+    from mssync.app import place
+
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(place.tempfile, "tempdir", str(tmp_path / "temporary"))
+    made = place.Place()
+    yield made
+    made.close()
+
+
+def studio(private, token=None):
+    """A client of the guard, behind which a server answers with what it was asked."""
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import PlainTextResponse
+    from starlette.routing import Route
+    from starlette.testclient import TestClient
+
+    from mssync.app.guard import Guard, download, upload
+
+    async def anything(request: Request):
+        return PlainTextResponse(f"{request.url.path} {(await request.body()).decode()}")
+
+    routes = [
+        Route("/gradio_api/upload", upload(private), methods=["POST"]),
+        Route("/gradio_api/file={alias:path}", download(private)),
+        Route("/{path:path}", anything, methods=["GET", "POST"]),
+    ]
+    return TestClient(Guard(Starlette(routes=routes), private, token), base_url="http://localhost:8765")
+
+
+def test_pages_of_other_sites_may_not_use_the_studio(private):
+    client = studio(private)
+    own = {"Origin": "http://localhost:8765"}
+    assert client.post("/gradio_api/queue/join", json={}, headers=own).status_code == 200
+    for headers in (
+        {"Origin": "http://evil.example"},
+        {"Origin": "http://localhost:9999"},  # another program's page on this machine
+        {"Origin": "null"},  # a sandboxed frame, a file
+        {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"},
+        {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "cors"},
+        {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"},
+    ):
+        for path in ("/gradio_api/queue/join", "/gradio_api/upload", "/gradio_api/cancel", "/live/status"):
+            assert client.post(path, json={}, headers=headers).status_code == 403
+        assert client.get("/gradio_api/file=/files/a/b.mp4", headers=headers).status_code == 403
+    link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+    assert client.get("/", headers=link).status_code == 200  # a link elsewhere to the page
+    assert not list(private.root.glob("*/*"))
+
+
+def test_a_name_of_somebody_else_for_this_machine_is_refused(private):
+    for host in ("evil.example", "evil.example:8765", "localhost.evil.example", "127.0.0.1.evil.example", ""):
+        assert studio(private).get("/config", headers={"Host": host}).status_code == 400
+
+
+def test_without_the_token_nothing_of_the_studio_is_reached(private):
+    client = studio(private, "secret")
+    for path in ("/", "/config", "/gradio_api/info", "/gradio_api/upload", "/gradio_api/queue/join", "/live/", "/x"):
+        for headers in ({}, {"Authorization": "Bearer guess"}, {"Cookie": "mssync_token=guess"}):
+            for answer in (client.get(path, headers=headers), client.post(path, headers=headers)):
+                assert (answer.status_code, "wrong token" in answer.text) == (403, True)
+    assert client.get("/config?token=guess").status_code == 403
+    assert client.get("/config", headers={"Authorization": "Bearer secret"}).status_code == 200
+    moved = client.get("/?token=secret&view=api", follow_redirects=False)
+    assert (moved.status_code, moved.headers["location"]) == (303, "/?view=api")  # out of the address, into a cookie
+    assert "HttpOnly" in moved.headers["set-cookie"]
+    assert "SameSite=strict" in moved.headers["set-cookie"]
+    assert client.get("/config", headers={"Host": "my.example"}).status_code == 200  # with the cookie, under any name
+
+
+def test_routes_of_gradio_that_the_page_does_not_use_are_closed(private):
+    for path in (
+        "/gradio_api/proxy=http://169.254.169.254/", "/gradio_api/component_server", "/gradio_api/process_recording",
+        "/gradio_api/deep_link", "/gradio_api/vibe-edit", "/gradio_api/runs", "/gradio_api/run-history/records",
+        "/gradio_api/stream/a/b/c/playlist.m3u8", "/gradio_api/run/animate", "/gradio_api/api/animate", "/monitoring",
+        "/gradio_api/dev/reload", "/login", "/docs", "/openapi.json", "/gradio_api/file/etc/passwd",
+    ):  # fmt: skip
+        assert studio(private).get(path).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/etc/passwd", "/files/../../etc/passwd", "/files/x/../../y", "http://169.254.169.254/", "/files/x", "x", ""],
+)
+def test_files_that_are_no_uploads_cannot_be_named(private, path):
+    client = studio(private)
+    for message in ({"data": [{"path": path}]}, {"data": [[{"video": {"path": path, "meta": {}}}]]}):
+        assert client.post("/gradio_api/queue/join", json=message).status_code == 400
+    assert client.get(f"/gradio_api/file={path}").status_code == 404
+
+
+def test_real_paths_do_not_help_either(private):
+    file = private.upload("a.mp4")
+    file.write_bytes(b"mine")
+    assert studio(private).post("/gradio_api/call/score", json={"data": [{"path": str(file)}]}).status_code == 400
+    assert studio(private).get(f"/gradio_api/file={file}").status_code == 404
+
+
+def test_messages_that_are_none_are_refused(private):
+    for content in (b"{", b"\xff", b"[" * 100_000):
+        assert studio(private).post("/gradio_api/queue/join", content=content).status_code == 400
+    assert studio(private).post("/gradio_api/queue/join", content=bytes(1_000_001)).status_code == 413
+
+
+def test_uploads_stay_in_their_folder_and_come_back_as_media_or_attachments(private, tmp_path):
+    client = studio(private)
+    for name in ("../../up.png", "..\\up.png", "/etc/up.png", "a/../up.png", "<script>alert(1)</script>up.png"):
+        (alias,) = client.post("/gradio_api/upload", files={"files": (name, b"x")}).json()
+        assert alias.endswith("up.png")
+        assert not set("<>()") & set(alias)
+        assert client.get(f"/gradio_api/file={alias}").headers["content-disposition"].startswith("inline")
+    assert all(private.root in path.parents for path in tmp_path.rglob("*up.png"))
+    for name in ("page.html", "picture.svg", "script.js", "a.xml", "noname"):
+        (alias,) = client.post("/gradio_api/upload", files={"files": (name, b"<script>alert(1)</script>")}).json()
+        answer = client.get(f"/gradio_api/file={alias}")
+        assert answer.headers["content-type"] == "application/octet-stream"
+        assert answer.headers["content-disposition"].startswith("attachment")
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert "object-src 'none'" in answer.headers["content-security-policy"]
+
+
+def test_links_in_the_studio_s_folder_are_not_followed(private):
+    file = private.upload("a.mp4")
+    file.symlink_to("/etc/passwd")
+    assert studio(private).get(f"/gradio_api/file=/files/{file.parent.name}/a.mp4").status_code == 404
+
+
+def test_only_the_owner_may_look_into_the_studio_s_folder(private):
+    assert private.root.stat().st_mode & 0o077 == 0

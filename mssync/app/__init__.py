@@ -1,1 +1,1 @@
-"""The server of `mssync serve`: live sessions over WebSockets, and the page that plays them."""
+"""The server of `mssync serve`: the studio (Gradio), its queue, and live sessions over WebSockets."""

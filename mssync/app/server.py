@@ -1,4 +1,4 @@
-"""`mssync serve`: an ASGI application with a WebSocket for live sessions, and a page that plays them.
+"""Live sessions: an ASGI application with a WebSocket, and a page that plays them; a part of the studio.
 
 The protocol, in this order (docs/live.md shows a client):
 
@@ -18,7 +18,6 @@ under way, and of those that wait the newest are kept.
 from __future__ import annotations
 
 import asyncio
-import hmac
 import ipaddress
 import json
 import struct
@@ -40,6 +39,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from mssync.app.engine import Engine, Speaker
+from mssync.app.guard import LOCAL, allowed
 from mssync.audio import SAMPLE_RATE
 from mssync.errors import InputError, PathLike
 from mssync.reenact import SIZE
@@ -60,7 +60,6 @@ FAREWELL = 5.0  # seconds that a client has to answer the last frames
 WINDOW = 10  # frames that are sent and not yet seen
 WAITING = 5  # frames that wait for a slow client; the oldest of more is left out
 HEADER = struct.Struct("<Id")  # of a frame: index, seconds
-LOCAL = ("localhost", "127.0.0.1", "[::1]")
 REFUSED, TOO_BIG, BUSY, BROKEN = 1008, 1009, 1013, 1011  # codes of WebSocket closures
 POLICY = "default-src 'self'; img-src 'self' blob:; media-src 'self' blob:; object-src 'none'; frame-ancestors 'self'"
 
@@ -76,8 +75,8 @@ def create_app(
 
     It has a page at / and a WebSocket at /ws.
     pipeline: of `mssync.load(live=True)`, which it is unless given; portrait: who speaks unless a client brings a
-    picture of its own; token: what clients must give as ``?token=`` (None: requests for this machine's own names
-    alone are answered); sessions: how many at once.
+    picture of its own; token: what clients must give (see `guard.given_token`; None: requests for this machine's own
+    names alone are answered); sessions: how many at once.
     Raises InputError: a pipeline that cannot speak live, a portrait without a face.
     """
     if pipeline is None:
@@ -120,17 +119,14 @@ class _Live:
         self.engine, self.count = Engine(), 0
 
     async def status(self, request: Request) -> Response:
-        if not self._allowed(request.query_params.get("token")):
+        if not allowed(request, self.token):
             return JSONResponse({"error": "wrong token"}, 403)
         return JSONResponse({"sessions": self.count, "limit": self.limit, "portrait": self.portrait is not None})
-
-    def _allowed(self, token: str | None) -> bool:
-        return self.token is None or hmac.compare_digest((token or "").encode(), self.token.encode())
 
     async def session(self, socket: WebSocket) -> None:
         await socket.accept()
         origin, host = socket.headers.get("origin"), socket.headers.get("host")
-        if not self._allowed(socket.query_params.get("token")):
+        if not allowed(socket, self.token):
             return await _refuse(socket, "wrong token: open the address that `mssync serve` printed", REFUSED)
         if origin is not None and urlsplit(origin).netloc != host:
             return await _refuse(socket, "pages of other sites may not connect", REFUSED)
@@ -338,5 +334,12 @@ def serve(app: Starlette, host: str, port: int) -> None:
     import uvicorn
 
     uvicorn.run(
-        app, host=host, port=port, log_level="warning", ws_max_size=MAX_PICTURE_BYTES, ws_per_message_deflate=False
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        ws_max_size=MAX_PICTURE_BYTES,
+        ws_per_message_deflate=False,
+        timeout_graceful_shutdown=2,  # open pages never end by themselves
+        server_header=False,
     )

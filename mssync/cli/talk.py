@@ -233,7 +233,7 @@ def demo(
 def serve(
     portrait: Annotated[
         Path | None,
-        typer.Option(metavar="IMAGE", help="Who speaks for visitors without a picture.", show_default=False),
+        typer.Option(metavar="IMAGE", help="Who speaks live for visitors without a picture.", show_default=False),
     ] = None,
     host: Annotated[
         str, typer.Option(metavar="NAME", help="Address to listen on; others than this machine need a token.")
@@ -245,26 +245,29 @@ def serve(
             metavar="TEXT", help="What visitors must know; made up for hosts that need one.", show_default=False
         ),
     ] = None,
-    sessions: Annotated[int, typer.Option(metavar="N", min=1, help="How many may speak at once.")] = 4,
+    sessions: Annotated[int, typer.Option(metavar="N", min=1, help="How many may speak live at once.")] = 4,
+    jobs: Annotated[int, typer.Option(metavar="N", min=1, help="How many videos are made at once.")] = 2,
     model: ModelOption = "compact",
     device: DeviceOption = "cpu",
 ) -> None:
-    """Open a page on which a portrait talks while you speak into the microphone."""
+    """Open the studio: a page that animates, reenacts, scores and talks live."""
     check_files([portrait], [])
-    for module in ("starlette", "uvicorn", "websockets"):
+    for module in ("gradio", "starlette", "uvicorn", "websockets"):
         need(module, "app")
     from mssync.animate import load
-    from mssync.app.server import address, create_app, local
+    from mssync.app.server import address, local
     from mssync.app.server import serve as run
+    from mssync.app.studio import create_studio
 
     if token is None and not local(host):
         import secrets
 
         token = secrets.token_urlsafe(16)
     with waiting("loading"):
-        server = create_app(load(model, device, live=True), portrait, token=token, sessions=sessions)
+        talker = load(model, device, live=True)
+        studio = create_studio(talker, portrait, model=model, device=device, token=token, sessions=sessions, jobs=jobs)
     typer.echo(f"open {address(host, port, token)} (Ctrl-C ends)")
-    run(server, host, port)
+    run(studio, host, port)
 
 
 def load_signer(certificate: Path | None, key: Path | None) -> Signer | None:

@@ -1,0 +1,47 @@
+"""Jobs that need no models, for tests of the queue: `serve` takes the place of `mssync.app.work.serve`."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from mssync.app import work
+from mssync.errors import InputError
+
+
+def serve(pipe, model, device, threads) -> None:
+    work.JOBS.update(copy=copy, wait=wait, die=die, refuse=refuse, fail=fail, animate=copy_picture)
+    work.listen(pipe, None)
+
+
+def copy(tools, folder: Path, tell, *, file: str) -> dict:
+    """What is in a file, in a file of its own; slow enough for others to come between."""
+    for done in range(4):
+        tell(done, 4, "copying")
+        time.sleep(0.01)
+    (folder / "copy.mp4").write_bytes(Path(file).read_bytes())
+    return {"video": str(folder / "copy.mp4"), "says": "copied"}
+
+
+def copy_picture(tools, folder: Path, tell, *, picture: str, speech: str, **options) -> dict:
+    return copy(tools, folder, tell, file=picture)
+
+
+def wait(tools, folder: Path, tell, *, seconds: float) -> dict:
+    (folder / "half.mp4").write_bytes(b"half")
+    tell(0, 0, "waiting on purpose")
+    time.sleep(seconds)
+    return {}
+
+
+def die(tools, folder: Path, tell) -> dict:
+    os._exit(3)
+
+
+def refuse(tools, folder: Path, tell, *, file: str) -> dict:
+    raise InputError(f"{file} is not to our taste")
+
+
+def fail(tools, folder: Path, tell) -> dict:
+    raise RuntimeError("a secret of the server")

@@ -1,0 +1,196 @@
+"""The studio in a browser, as a person uses it: headless Chromium, real models, a wide screen and a phone's."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from mssync.video import probe
+
+pytest.importorskip("gradio")
+sync_api = pytest.importorskip("playwright.sync_api")
+expect = sync_api.expect
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+if CHROMIUM is None:
+    pytest.skip("no Chromium", allow_module_level=True)
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+PATIENCE = 1000 * int(os.environ.get("MSSYNC_PATIENCE", "120"))  # ms for any one step: an idle machine needs 25 s
+WIDE = {"viewport": {"width": 1200, "height": 900}, "color_scheme": "light"}
+PHONE = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark", "has_touch": True, "is_mobile": True}
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """A real server."""
+    folder = tmp_path_factory.mktemp("server")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mssync.cli", "serve", "--port", str(port)]
+    server = subprocess.Popen(command, env={**os.environ, "TMPDIR": str(folder)})
+    for _ in range(PATIENCE // 500):
+        try:
+            urllib.request.urlopen(f"http://localhost:{port}/config").close()
+            break
+        except OSError:
+            time.sleep(0.5)
+    yield f"http://localhost:{port}/"
+    server.terminate()
+    server.wait(60)
+    assert not list(folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield started
+        started.close()
+
+
+@pytest.fixture(params=[WIDE, PHONE], ids=["wide and light", "phone and dark"])
+def page(request, browser, address):
+    """The page, loaded; at the end: nothing was asked of others, nothing is wider than the screen, no script failed."""
+    context = browser.new_context(accept_downloads=True, **request.param)
+    opened, asked, wrong = context.new_page(), [], []
+    opened.set_default_timeout(PATIENCE)
+    opened.on("request", lambda asking: asked.append(asking.url))
+    opened.on("pageerror", lambda error: wrong.append(str(error)))
+    opened.goto(address)
+    opened.get_by_role("heading", name="MS-Sync").wait_for()
+    yield opened
+    assert opened.evaluate("document.documentElement.scrollWidth") <= opened.viewport_size["width"]
+    context.close()
+    assert not [url for url in asked if not url.startswith((address, "blob:", "data:"))]
+    assert not wrong
+
+
+def give(page, name: str, path: Path) -> None:
+    page.locator(f"#{name} input[type=file]").first.set_input_files(path)
+
+
+def says(page, text: str) -> None:
+    expect(page.get_by_text(re.compile(text)).first).to_be_visible(timeout=PATIENCE)
+
+
+def test_an_example_becomes_a_video(page, tmp_path):
+    page.get_by_role("button", name="Use the example portrait and speech").click()
+    page.locator("#animate-preview img").wait_for()
+    page.get_by_role("button", name="Make the video").click()
+    says(page, r"drawing, about \d+ (second|minute)s? left")
+    page.locator("#animate-result video").wait_for()
+    expect(page.get_by_label("About it").first).to_have_value(re.compile(r"13\.4 s of video, 335 frames\. Done after"))
+    video = page.locator("#animate-result video")
+    played = "video => video.play().then(() => new Promise(go => setTimeout(() => go(video.currentTime), 1500)))"
+    assert video.evaluate(played) > 0
+    with page.expect_download() as download:
+        page.locator("#animate-result a[download], #animate-result [aria-label=Download]").first.click()
+    download.value.save_as(tmp_path / "got.mp4")
+    found = probe(tmp_path / "got.mp4")
+    assert (found.frames, found.generated) == (335, True)
+
+
+def test_a_job_is_cancelled_and_another_one_made(page):
+    page.get_by_role("button", name="Use the example portrait and speech").click()
+    page.locator("#animate-preview img").wait_for()
+    make = page.get_by_role("button", name="Make the video")
+    cancel = page.get_by_role("button", name="Cancel", exact=True).first
+    expect(cancel).to_be_disabled()
+    make.click()
+    says(page, "drawing")
+    expect(make).to_be_disabled()
+    cancel.click()
+    expect(make).to_be_enabled()
+    expect(page.get_by_text("drawing")).to_have_count(0)
+    assert page.locator("#animate-result video").count() == 0
+
+
+def test_what_cannot_be_used_is_told_helpfully(page, tmp_path):
+    height, width = 400, 600
+    hills = 250 + 40 * np.sin(np.arange(width) / 60) + 15 * np.sin(np.arange(width) / 17)
+    sky = np.linspace((90, 140, 220), (220, 230, 250), height)[:, None].repeat(width, 1)
+    land = np.where(np.arange(height)[:, None, None] > hills[None, :, None], (60, 110, 50), sky).astype(np.uint8)
+    Image.fromarray(land).filter(ImageFilter.GaussianBlur(1)).save(tmp_path / "landscape.jpg")
+    (tmp_path / "notes.txt").write_text("a text file")
+    (tmp_path / "notes.png").write_text("a text file under another name")
+    with wave.open(str(tmp_path / "lecture.wav"), "wb") as file:
+        file.setparams((1, 1, 2000, 0, "NONE", ""))
+        file.writeframes(bytes([128]) * (3 * 3600 * 2000))
+
+    page.get_by_role("button", name="Make the video").click()
+    says(page, "Give a portrait first")
+    give(page, "animate-portrait", tmp_path / "landscape.jpg")
+    says(page, "no face found; use a picture that shows one face")
+    page.reload()
+    give(page, "animate-portrait", tmp_path / "notes.png")
+    says(page, "is not a picture that can be read; give a jpg, png or webp file")
+    page.reload()
+    give(page, "animate-portrait", tmp_path / "notes.txt")
+    says(page, "[Ii]nvalid file type")
+    give(page, "speech", tmp_path / "lecture.wav")
+    says(page, "lasts 180 minutes; at most 5 are taken here")
+
+
+def test_a_video_is_measured_and_mended(page, tmp_path):
+    page.get_by_role("tab", name="Score").click()
+    page.get_by_role("button", name="Use the example: a video whose sound is late").click()
+    page.locator("#scored video").wait_for()
+    page.get_by_role("button", name="Measure").click()
+    verdict = page.get_by_label("Lips and sound")
+    expect(verdict).to_have_value(re.compile(r"sound is late by 1\d\d ms"), timeout=PATIENCE)
+    page.get_by_text("Offset over time").first.wait_for()
+    page.get_by_role("button", name="Mend: move the sound into place").click()
+    expect(verdict).to_have_value(re.compile("moved, picture and sound copied"), timeout=PATIENCE)
+    with page.expect_download() as download:
+        page.locator("#mended a[download], #mended [aria-label=Download]").first.click()
+    assert download.value.suggested_filename == "mended.mp4"
+
+
+def test_live_is_there(page):
+    page.get_by_role("tab", name="Live").click()
+    live = page.frame_locator("iframe")
+    live.get_by_role("button", name="Start").wait_for()
+    live.get_by_role("button", name="Start").click()
+    live.get_by_text("Choose a portrait first.").wait_for()
+
+
+def test_with_the_keyboard_alone(page):
+    def reach(name: str) -> None:
+        focused = "document.activeElement.innerText || document.activeElement.getAttribute('aria-label') || ''"
+        for _ in range(60):
+            if name in page.evaluate(focused):
+                return
+            page.keyboard.press("Tab")
+        pytest.fail(f"{name} is not reached")
+
+    reach("Use the example portrait and speech")
+    page.keyboard.press("Enter")
+    page.locator("#animate-preview img").wait_for()
+    reach("Make the video")
+    page.keyboard.press("Enter")
+    says(page, "drawing")
+    reach("Cancel")
+    page.keyboard.press("Space")
+    expect(page.get_by_role("button", name="Make the video")).to_be_enabled()

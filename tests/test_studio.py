@@ -1,0 +1,159 @@
+"""The studio's jobs and its API, with small stand-ins for the models."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from fakes import FakeGenerator, FakeMesh, FakeReenactor, speech
+from PIL import Image
+
+pytest.importorskip("starlette")
+import quickwork
+from starlette.testclient import TestClient
+from test_app import SMALL
+
+from mssync.animate import Pipeline
+from mssync.app import jobs, overlay, place, work
+from mssync.errors import InputError
+from mssync.generator import Generator
+from mssync.video import VideoReader, probe
+
+# ---- the jobs
+
+
+@pytest.fixture
+def tools():
+    made = work.Tools("compact", "cpu")
+    made.talker = Pipeline(FakeReenactor(), FakeGenerator(), face_mesh=FakeMesh())
+    return made
+
+
+@pytest.fixture
+def picture(tmp_path):
+    Image.fromarray(np.random.default_rng(1).integers(1, 255, (301, 400, 3), np.uint8)).save(tmp_path / "me.png")
+    return str(tmp_path / "me.png")
+
+
+OPTIONS = {"paste_back": False, "badge": False, "motion": False}
+ANIMATE = {"head_motion": 1, "expression": 1, "smooth": 0, "seed": 0}
+
+
+def test_animate(tools, picture, make_sound, tmp_path):
+    sound = str(make_sound("say.wav", speech(0.8), 16000))
+    told_so: list = []
+
+    def made(**options) -> np.ndarray:
+        answer = work.animate(
+            tools,
+            tmp_path,
+            lambda *what: told_so.append(what),
+            picture=picture,
+            speech=sound,
+            **ANIMATE,
+            **OPTIONS | options,
+        )
+        assert answer["says"] == "0.8 s of video, 20 frames"
+        assert probe(answer["video"]).generated
+        return next(iter(VideoReader(answer["video"])))
+
+    plain, drawn, badged = made(), made(motion=True), made(badge=True)
+    assert plain.shape == (256, 256, 3)
+    assert np.abs(plain.astype(int) - drawn).mean() > np.abs(plain.astype(int) - badged).mean() > 0.1
+    assert made(paste_back=True, motion=True).shape == (302, 400, 3)
+    assert told_so[0] == (0, 0, "listening")
+    assert told_so[20] == (19, 20, "drawing")
+
+
+def test_reenact(tools, picture, film, tmp_path):
+    answer = work.reenact(
+        tools, tmp_path, lambda *_: None, picture=picture, video=str(film(tmp_path / "drive.mp4", 0.4)),
+        absolute=False, best_frame=True, **OPTIONS,
+    )  # fmt: skip
+    assert probe(answer["video"]).frames == 10
+
+
+def test_what_visitors_may_not_send(picture, make_sound, film, tmp_path, monkeypatch):
+    sound = str(make_sound("say.wav", speech(3), 16000))
+    monkeypatch.setattr(work, "MAX_SECONDS", 2.0)
+    monkeypatch.setattr(work, "MAX_PIXELS", 100_000)
+    monkeypatch.setattr(work, "MAX_FRAME", 100_000)
+    (tmp_path / "notes.txt").write_text("hello")
+    for check, path, expected in [
+        (work.check_length, sound, "lasts 0 minutes; at most 0 are taken here"),
+        (work.check_length, picture, "is a picture; give a recording"),
+        (work.check_length, str(film(tmp_path / "a.mp4", 0.2)), "320x320"),
+        (work.check_picture, picture, "400x301 pixels; scale it"),
+        (work.check_picture, sound, "is not a picture"),
+        (work.check_picture, str(tmp_path / "notes.txt"), "is not a picture"),
+    ]:
+        with pytest.raises(InputError, match=expected):
+            check(path)
+
+
+def test_a_preview_shows_the_crop_bright_and_the_keypoints(tools, picture):
+    pixels = np.asarray(Image.open(picture))
+    shown = overlay.preview(tools.talker, pixels)
+    assert shown.shape == (overlay.PREVIEW, overlay.PREVIEW, 3)
+    assert shown[100, 280].mean() > 1.5 * shown[:60].mean()
+    assert (shown == overlay.KEYPOINT).all(-1).sum() > 50
+    with pytest.raises(InputError, match="no face found"):
+        overlay.preview(tools.talker, np.zeros_like(pixels))
+
+
+# ---- the page's API, with Gradio
+
+
+@pytest.fixture
+def studio(tmp_path, monkeypatch):
+    pytest.importorskip("gradio")
+    from mssync.app import studio as module
+
+    monkeypatch.setattr(place.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(jobs, "serve", quickwork.serve)
+    talker = Pipeline(FakeReenactor(), Generator(SMALL).eval().requires_grad_(False), face_mesh=FakeMesh())
+    with TestClient(module.create_studio(talker), base_url="http://localhost") as client:
+        yield client
+    assert not list(tmp_path.glob("mssync-studio-*"))
+
+
+def call(studio, name: str, **arguments) -> tuple[str, str]:
+    """Event and data that end a call of the API."""
+    event = studio.post(f"/gradio_api/call/v2/{name}", json=arguments).json()["event_id"]
+    said = [part for part in studio.get(f"/gradio_api/call/v2/{name}/{event}").text.split("\n\n") if part]
+    kind, content = said[-1].split("\n")
+    return kind.removeprefix("event: "), content.removeprefix("data: ")
+
+
+def test_a_job_over_the_api(studio, tmp_path):
+    picture, sound = (
+        studio.post("/gradio_api/upload", files={"files": (name, b"face")}).json()[0] for name in ("a.png", "b.wav")
+    )
+    kind, content = call(studio, "animate", picture={"path": picture}, speech={"path": sound}, head_motion=0.5)
+    assert kind == "complete", content
+    assert "copied. Done after" in content
+    assert str(tmp_path) not in content
+    video = content.split('"path": "')[1].split('"')[0]
+    assert studio.get(f"/gradio_api/file={video}").content == b"face"
+    kind, content = call(studio, "animate", picture={"path": picture}, speech={"path": "/files/gone/b.wav"})
+    assert kind == "error"
+    assert "upload it again" in content
+
+
+def test_the_schema_names_the_endpoints_and_their_arguments(studio):
+    ends = studio.get("/gradio_api/info").json()["named_endpoints"]
+    assert sorted(ends) == ["/animate", "/mend", "/reenact", "/score"]
+    names = [one["parameter_name"] for one in ends["/animate"]["parameters"]]
+    assert names[:3] == ["picture", "speech", "head_motion"]
+    assert "/gradio_api/call/animate" in str(studio.get("/gradio_api/openapi.json").json()["paths"].keys())
+
+
+def test_the_page_asks_nobody_else_for_anything(studio, tmp_path):
+    page = studio.get("/")
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    assert studio.get("/live/").status_code == 200
+    for text in (page.text, studio.get("/config").text):
+        assert str(tmp_path) not in text
+        assert os.getcwd() not in text
+        assert "site-packages" not in text
