@@ -30,10 +30,10 @@ def opening_correlation(landmarks: np.ndarray, reference: np.ndarray) -> float:
 
     nan where one of them does not move at all.
     """
-    openings = [mouth_opening(faces) for faces in (landmarks, reference)]
-    if min(np.ptp(opening) for opening in openings) == 0:
+    openings = np.stack([mouth_opening(faces) for faces in (landmarks, reference)])
+    if np.ptp(openings, axis=1).min() == 0:
         return float("nan")
-    return float(np.corrcoef(*openings)[0, 1])
+    return float(np.corrcoef(openings)[0, 1])
 
 
 def unit_in_pixels(reference: np.ndarray, side: float) -> float:
