@@ -7,6 +7,8 @@ asks what syncers are for: of all offsets of a second of speech, the true one sh
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from mssync.config import Config, SyncerTraining
 from mssync.data.sequences import Sequence, SequenceBatches, disturbed_sound, read_sequences, validation_batches
 from mssync.errors import InputError
-from mssync.pyramid import pyramid
+from mssync.pyramid import LEVELS, pyramid
 from mssync.syncer import Syncer, info_nce
 from mssync.training.common import Average, Run, cosine_rate, launched
 from mssync.weights import save_model
@@ -42,7 +44,8 @@ def contrast(
 
     clips: None to draw negatives from the misaligned windows of the anchor's own sequence; otherwise (B,), which
     clip each sequence is of, to draw from the windows of other clips.
-    Negatives are drawn without replacement. Raises InputError when there are fewer than N to draw from.
+    Negatives are drawn without replacement. Raises InputError when there are fewer than N to draw from; of other
+    clips, of which chance may put few into a batch, when there are none: what lacks to N scores -inf.
     """
     batch, count, _ = sounds.shape
     positive = (sounds * moves).sum(-1).flatten()
@@ -54,14 +57,14 @@ def contrast(
         owner = clips.cpu().repeat_interleave(count)
         barred = owner[:, None] == owner
     available = int((~barred).sum(1).min())
-    if available < negatives:
+    if available < (negatives if clips is None else 1):
         raise InputError(
             f"{negatives} negatives are wanted but there are only {available}: "
             "raise syncer_training.frames or .batch, or lower syncer_training.negatives"
         )
     order = torch.rand(cosines.shape, generator=generator).masked_fill(barred, -1.0)
-    chosen = order.topk(negatives, dim=1).indices.to(cosines.device)
-    return positive, cosines.gather(1, chosen)
+    chosen = order.topk(min(negatives, cosines.shape[1]), dim=1).indices.to(cosines.device)
+    return positive, cosines.masked_fill(barred.to(cosines.device), -torch.inf).gather(1, chosen)
 
 
 def scores(moves: Tensor, sounds: Tensor, reach: int) -> tuple[Tensor, Tensor]:
@@ -122,17 +125,41 @@ class Trained(nn.Module):
 def train(config: Config, data: str | Path, run_dir: str | Path, level: int, max_minutes: float | None = None) -> Path:
     """Train (or go on training) the syncer of one level; returns the model file ``syncerN.safetensors``.
 
+    data: a prepared folder, or an .npz file of your own motion (`mssync.data.own`).
     The file holds the weights with the highest accuracy on the `val` split so far (on `train`, where there is no
     other): the share of windows that score higher with their own sound than all negatives. The loss is no good
     judge, it punishes rare confident mistakes at a low temperature. Raises InputError when `data` is not a
-    prepared folder with motion.
+    prepared folder with motion, and no such file.
     """
-    settings = config.syncer_training
     fabric = launched()
-    run = Run(run_dir, f"syncer{level}", max_minutes or settings.max_minutes, fabric)
+    run = Run(run_dir, f"syncer{level}", max_minutes or config.syncer_training.max_minutes, fabric)
+    return _train(config, data, run, level)
+
+
+def train_pyramid(
+    config: Config, data: str | Path, run_dir: str | Path, max_minutes: float | None = None
+) -> list[Path]:
+    """`train` the syncers of all levels, one after the other; returns the model files of those that were begun.
+
+    max_minutes limits this call: what is left is for the next one. The limit of the configuration is for each level.
+    """
+    deadline = time.monotonic() + 60 * max_minutes if max_minutes else math.inf
+    fabric, files = launched(), []
+    for level in range(1, LEVELS + 1):
+        left = min((deadline - time.monotonic()) / 60, config.syncer_training.max_minutes or math.inf)
+        run = Run(run_dir, f"syncer{level}", None if math.isinf(left) else max(left, 1e-6), fabric)
+        files.append(_train(config, data, run, level))
+        if run.interrupted or time.monotonic() > deadline:
+            break
+    return files
+
+
+def _train(config: Config, data: str | Path, run: Run, level: int) -> Path:
+    settings, fabric = config.syncer_training, run.fabric
     torch.manual_seed(level)
     sequences = read_sequences(data, "train", settings.frames, config.augmentation.smooth)
-    model = Trained(Syncer(**asdict(config.syncer), dropout=settings.dropout), level, settings)
+    sizes = {"motion_dim": sequences[0].motion.shape[1]} | asdict(config.syncer)
+    model = Trained(Syncer(**sizes, dropout=settings.dropout), level, settings)
     _set_statistics(model.syncer, sequences, level)
     disturb = _disturbance(settings)
     batches = SequenceBatches(
@@ -164,11 +191,11 @@ def train(config: Config, data: str | Path, run_dir: str | Path, level: int, max
         done = step + 1
         run.log(step, {"loss": float(loss.detach()), "accuracy": float(accuracy)})
         if done % VALIDATE_EVERY == 0 or done == settings.iterations:
-            best = _validate(run, average.model, checks, config, done, best)
+            best = _validate(run, average.model, checks, sizes, done, best)
             run.save(kept, step=done, best=best)
     run.save(kept, step=done, best=best)
     if not best:
-        _validate(run, average.model, checks, config, done, best)
+        _validate(run, average.model, checks, sizes, done, best)
     return run.folder / f"syncer{level}.safetensors"
 
 
@@ -193,7 +220,7 @@ def _set_statistics(syncer: Syncer, sequences: list[Sequence], level: int) -> No
 
 @torch.no_grad()
 def _validate(
-    run: Run, model: Trained, checks: list[tuple[Tensor, ...]], config: Config, step: int, best: float
+    run: Run, model: Trained, checks: list[tuple[Tensor, ...]], sizes: dict[str, int], step: int, best: float
 ) -> float:
     device = run.fabric.device
     results = [model(tuple(x.to(device) for x in batch), n) for n, batch in enumerate(checks)]
@@ -204,5 +231,5 @@ def _validate(
     figures = {"level": model.level, "steps": step, "val_loss": round(loss, 4), "val_accuracy": round(accuracy, 4)}
     path = run.folder / f"syncer{model.level}.safetensors"
     if run.fabric.is_global_zero:
-        save_model(path, model.syncer, "syncer", asdict(config.syncer), figures)
+        save_model(path, model.syncer, "syncer", sizes, figures)
     return accuracy
