@@ -98,7 +98,7 @@ def train(clips: list[tuple[Tensor, Tensor]], loss: MultiScaleSyncLoss | None, s
 
 
 def judge(meter: SyncMeter, motion: np.ndarray, sound: np.ndarray, real: np.ndarray) -> list[float]:
-    """What the meter says: |offset| in frames, confidences at 200 … 1600 ms; and how well the mouth's opening follows."""
+    """By the meter |offset| in frames and confidences at 200 … 1600 ms; and how well the mouth's opening follows."""
     face = np.zeros((len(motion), len(POINTS), 3), np.float32)
     face[:, [POINTS.index(p) for p in SKULL]] = meter.skull.numpy()  # a head that looks straight ahead
     face[:, [POINTS.index(p) for p in MOUTH]] = motion.reshape(len(motion), -1, 3)

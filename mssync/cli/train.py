@@ -17,6 +17,7 @@ from mssync.cli.common import (
     need,
     train_app,
 )
+from mssync.errors import input_file
 
 SyncerDataOption = Annotated[
     Path,
@@ -109,7 +110,9 @@ def train_meter(
 
 def training_config(config: str, overrides: list[str] | None, data: Path, own: bool = False) -> Any:
     """The configuration, after a check of the data: a prepared folder or, with `own`, a file."""
-    if not (own and data.is_file()):
+    if own and (data.is_file() or data.suffix == ".npz"):
+        input_file(data)
+    else:
         check_prepared(data)
     need("lightning", "train")
     from mssync.config import load_config

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mssync.config import Config, SyncerTraining
+from mssync.data.own import PARTS
 from mssync.data.sequences import Sequence, SequenceBatches, disturbed_sound, read_sequences, validation_batches
 from mssync.errors import InputError
 from mssync.pyramid import LEVELS, pyramid
@@ -133,7 +134,7 @@ def train(config: Config, data: str | Path, run_dir: str | Path, level: int, max
     """
     fabric = launched()
     run = Run(run_dir, f"syncer{level}", max_minutes or config.syncer_training.max_minutes, fabric)
-    return _train(config, data, run, level)
+    return _train(config, data, _training_sequences(config, data, level), run, level)
 
 
 def train_pyramid(
@@ -144,20 +145,32 @@ def train_pyramid(
     max_minutes limits this call: what is left is for the next one. The limit of the configuration is for each level.
     """
     deadline = time.monotonic() + 60 * max_minutes if max_minutes else math.inf
+    sequences = _training_sequences(config, data, LEVELS)
     fabric, files = launched(), []
     for level in range(1, LEVELS + 1):
         left = min((deadline - time.monotonic()) / 60, config.syncer_training.max_minutes or math.inf)
         run = Run(run_dir, f"syncer{level}", None if math.isinf(left) else max(left, 1e-6), fabric)
-        files.append(_train(config, data, run, level))
+        files.append(_train(config, data, sequences, run, level))
         if run.interrupted or time.monotonic() > deadline:
             break
     return files
 
 
-def _train(config: Config, data: str | Path, run: Run, level: int) -> Path:
+def _training_sequences(config: Config, data: str | Path, highest: int) -> list[Sequence]:
+    """Sequences to train on. Raises InputError when the highest level, which learns from other clips, has none."""
+    settings = config.syncer_training
+    sequences = read_sequences(data, "train", settings.frames, config.augmentation.smooth)
+    if highest > settings.own_levels and len(sequences) < 2:
+        raise InputError(
+            f"{data}: the syncer of level {highest} learns from other clips, and there is only one; give more "
+            f"recordings, or one of at least {2 * PARTS * settings.frames} frames"
+        )
+    return sequences
+
+
+def _train(config: Config, data: str | Path, sequences: list[Sequence], run: Run, level: int) -> Path:
     settings, fabric = config.syncer_training, run.fabric
     torch.manual_seed(level)
-    sequences = read_sequences(data, "train", settings.frames, config.augmentation.smooth)
     sizes = {"motion_dim": sequences[0].motion.shape[1]} | asdict(config.syncer)
     model = Trained(Syncer(**sizes, dropout=settings.dropout), level, settings)
     _set_statistics(model.syncer, sequences, level)
