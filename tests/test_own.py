@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -27,8 +28,11 @@ def noise(*shape: int) -> np.ndarray:
     return np.random.default_rng(len(shape)).standard_normal(shape).astype(np.float32)
 
 
+NUMBERS = itertools.count()
+
+
 def write(folder: Path, **arrays: object) -> Path:
-    path = folder / "motion.npz"
+    path = folder / f"motion{next(NUMBERS)}.npz"
     np.savez(path, **{key: np.asarray(value) for key, value in arrays.items()})
     return path
 
@@ -121,8 +125,10 @@ def test_a_long_recording_comes_in_parts(tmp_path: Path) -> None:
 
 
 def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
-    assert len(read_recordings(write(tmp_path, motion=noise(50, 2), audio=noise(200, 26)), "train", 40)) == 1
-    assert len(read_recordings(write(tmp_path, **recordings(2, seconds=2)), "train", 40)) == 2
+    path = write(tmp_path, motion=noise(50, 2), audio=noise(200, 26))
+    assert len(read_recordings(path, "train", 40)) == 1
+    write(tmp_path, **recordings(2, seconds=2)).replace(path)
+    assert len(read_recordings(path, "train", 40)) == 2
 
 
 GOOD = {"motion_a": noise(50, 3), "audio_a": noise(32000)}
@@ -144,7 +150,7 @@ MISTAKES = {
     "no numbers": ({"motion_a": noise(50, 0)}, "50 × 0"),
     "stereo": ({"audio_a": noise(32000, 2)}, "mono"),
     "a scalar for sound": ({"audio_a": 1.0}, "a single number"),
-    "no samples": ({"audio_a": noise(0)}, "same time"),
+    "no samples": ({"audio_a": noise(0)}, "mono"),
     "NaN": ({"motion_a": np.where(np.arange(50) == 7, np.nan, 1.0)[:, None]}, "motion_a holds values"),
     "infinite sound": ({"audio_a": np.where(np.arange(32000) == 7, np.inf, 1.0)}, "audio_a holds values"),
     "too large": ({"motion_a": np.full((50, 3), 1e300)}, "too large"),
@@ -167,7 +173,7 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path: Path, mistake: str) -> 
     with pytest.raises(InputError) as caught:
         read_sequences(path, "train", 40)
     assert word in str(caught.value)
-    assert "motion.npz" in str(caught.value)
+    assert path.name in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -148,7 +148,7 @@ def _recording(path: Path, arrays: dict[str, np.ndarray], name: str, fps: float)
     sound = _numbers(arrays[keys[AUDIO]], f"{path}: {keys[AUDIO]}")
     if motion.ndim != 2 or 0 in motion.shape:
         raise InputError(f"{path}: {keys[MOTION]} is {_shape(motion)}; it must be frames × numbers a frame")
-    if sound.ndim != 1 and sound.shape[1:] != (N_FILTERS,):
+    if sound.size == 0 or (sound.ndim != 1 and sound.shape[1:] != (N_FILTERS,)):
         must = f"samples of mono sound at 16 kHz, or frames × {N_FILTERS} features"
         raise InputError(f"{path}: {keys[AUDIO]} is {_shape(sound)}; it must be {must}")
     moves = at_video_rate(torch.from_numpy(motion)[None], fps)[0]

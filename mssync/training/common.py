@@ -82,9 +82,9 @@ class Run:
         try:
             for step in range(start, stop):
                 if self._any(stopped.is_set() or time.monotonic() > self.deadline):
-                    self.interrupted = self._any(stopped.is_set())
-                    return
+                    break
                 yield step
+            self.interrupted = self._any(stopped.is_set())
         finally:
             if main:
                 signal.signal(signal.SIGINT, before)

@@ -142,14 +142,15 @@ def train_pyramid(
 ) -> list[Path]:
     """`train` the syncers of all levels, one after the other; returns the model files of those that were begun.
 
-    max_minutes limits this call: what is left is for the next one. The limit of the configuration is for each level.
+    max_minutes is for all of them together, what is left being for the next call; the limit of the configuration, which
+    it overrides, is for each. Raises InputError: as `train`; a single clip, which level 4 has nothing to compare with.
     """
-    deadline = time.monotonic() + 60 * max_minutes if max_minutes else math.inf
+    deadline = time.monotonic() + 60 * (max_minutes or math.inf)
     sequences = _training_sequences(config, data, LEVELS)
     fabric, files = launched(), []
     for level in range(1, LEVELS + 1):
-        left = min((deadline - time.monotonic()) / 60, config.syncer_training.max_minutes or math.inf)
-        run = Run(run_dir, f"syncer{level}", None if math.isinf(left) else max(left, 1e-6), fabric)
+        left = max((deadline - time.monotonic()) / 60, 1e-6) if max_minutes else config.syncer_training.max_minutes
+        run = Run(run_dir, f"syncer{level}", left, fabric)
         files.append(_train(config, data, sequences, run, level))
         if run.interrupted or time.monotonic() > deadline:
             break
