@@ -108,24 +108,25 @@ def judge(meter: SyncMeter, motion: np.ndarray, sound: np.ndarray, real: np.ndar
 
 
 def compare(data: Path, syncers: Path, steps: int, seeds: int) -> None:
-    """Train with and without the loss, and print what is measured of both and of the real motion: means over clips."""
+    """Train with and without the loss; print what is measured: means over clips, and of the difference its error."""
     clips = [(torch.from_numpy(motion), features(sound)) for _, _, motion, sound in read(data, "train")]
     loss, meter, val = MultiScaleSyncLoss(SyncerPyramid.load(syncers)), SyncMeter.load(), read(data, "val")
-    rows = {"real": [judge(meter, motion, sound, motion) for _, _, motion, sound in val]}
+    rows = {"real": np.array([judge(meter, motion, sound, motion) for _, _, motion, sound in val])}
     for name, term in {"L2": None, "L2 + MultiScaleSyncLoss": loss}.items():
-        rows[name] = []
+        found = []
         for seed in range(seeds):
             talker = train(clips, term, steps, seed)
-            for _, _, motion, sound in val:
-                with torch.inference_mode():
-                    made = talker(features(sound)[None])[0].numpy()
-                rows[name].append(judge(meter, made, sound, motion))
+            with torch.inference_mode():
+                made = [talker(features(sound)[None])[0].numpy() for _, _, _, sound in val]
+            found.append([judge(meter, m, sound, real) for m, (_, _, real, sound) in zip(made, val, strict=True)])
+        rows[name] = np.nanmean(found, 0)
+    gain = rows["L2 + MultiScaleSyncLoss"] - rows["L2"]
     print("| motion | AV-Off | 200 ms | 400 ms | 800 ms | 1600 ms | opening |\n" + "|---" * 7 + "|")
-    for name, results in rows.items():
-        print(f"| {name} | " + " | ".join(f"{value:.2f}" for value in np.mean(results, 0)) + " |")
-    for name, results in rows.items():
-        error = np.std(results, 0) / len(val) ** 0.5
-        print(f"standard errors over clips, {name}: " + ", ".join(f"{value:.2f}" for value in error))
+    for name, values in rows.items():
+        print(f"| {name} | " + " | ".join(f"{value:.2f}" for value in np.nanmean(values, 0)) + " |")
+    error = np.nanstd(gain, 0, ddof=1) / len(val) ** 0.5
+    differences = (f"{value:+.2f} ± {e:.2f}" for value, e in zip(np.nanmean(gain, 0), error, strict=True))
+    print("| difference, ± standard error | " + " | ".join(differences) + " |")
 
 
 def main() -> None:
