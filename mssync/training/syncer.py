@@ -11,7 +11,7 @@ import math
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -186,6 +186,7 @@ def _train(config: Config, data: str | Path, sequences: list[Sequence], run: Run
         model.parameters(), settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
     )
     average = Average(model, settings.average)
+    averaged = cast(Trained, average.model)
     kept = {"model": model, "optimizer": optimizer, "average": average.model}
     numbers = run.restore(kept)
     start, best = int(numbers.get("step", 0)), float(numbers.get("best", 0.0))
@@ -205,11 +206,11 @@ def _train(config: Config, data: str | Path, sequences: list[Sequence], run: Run
         done = step + 1
         run.log(step, {"loss": float(loss.detach()), "accuracy": float(accuracy)})
         if done % VALIDATE_EVERY == 0 or done == settings.iterations:
-            best = _validate(run, average.model, checks, sizes, done, best)
+            best = _validate(run, averaged, checks, sizes, done, best)
             run.save(kept, step=done, best=best)
     run.save(kept, step=done, best=best)
     if not best:
-        _validate(run, average.model, checks, sizes, done, best)
+        _validate(run, averaged, checks, sizes, done, best)
     return run.folder / f"syncer{level}.safetensors"
 
 
