@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import math
 from pathlib import Path
@@ -19,9 +20,9 @@ from mssync.config import AugmentationConfig
 from mssync.data.own import SLACK, read_recordings
 from mssync.data.sequences import SequenceBatches, read_sequences, validation_batches
 from mssync.errors import InputError
-from mssync.syncer import MultiScaleSyncLoss, SyncerPyramid
+from mssync.syncer import MultiScaleSyncLoss, Syncer, SyncerPyramid
 from mssync.training import syncer
-from mssync.weights import load_model
+from mssync.weights import load_model, save_model
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -259,3 +260,30 @@ def test_mistakes_on_the_command_line(tmp_path: Path) -> None:
     assert "no prepared folder" in train_syncer("--data", tmp_path, "--run", tmp_path / "r")
     result = CliRunner().invoke(cli.app, ["train", "generator", "--data", str(short), "--syncers", "s", "--run", "r"])
     assert (result.exit_code, "no prepared folder" in result.stderr) == (2, True)
+
+
+def test_the_example_makes_the_file_and_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """docs/examples/landmarks.py on noise: all of it but the reading of prepared clips."""
+    place = Path(__file__).parents[1] / "docs" / "examples" / "landmarks.py"
+    spec = importlib.util.spec_from_file_location("landmarks", place)
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    clips = [(f"clip{n}", f"person{n}", 0.02 * noise(90, 168), noise(640 * 90)) for n in range(2)]
+    monkeypatch.setattr(example, "read", lambda data, split: clips)
+    example.collect(tmp_path, tmp_path / "lips.npz")
+    found = read_recordings(tmp_path / "lips.npz", "train", 80)
+    assert [(r.speaker, r.motion.shape) for r in found] == [(f"person{n}", (90, 168)) for n in range(2)]
+    for level in (1, 2, 3, 4):
+        sizes = {"motion_dim": 168, "width": 8, "embedding": 8}
+        save_model(tmp_path / f"syncer{level}.safetensors", Syncer(**sizes), "syncer", sizes)
+    example.compare(tmp_path, tmp_path, steps=2, seeds=1)
+    table = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert [row[0].strip() for row in table[2:]] == [
+        "real", "L2", "L2 + MultiScaleSyncLoss", "difference, ± standard error",
+    ]  # fmt: skip
+    assert all(len(row) == 7 for row in table)
+    assert [float(row[-1]) for row in table[2:3]] == [1.0]  # the real motion follows itself
