@@ -23,9 +23,8 @@ from mssync.motion import KEYPOINTS, VALUES
 from mssync.pyramid import LEVELS, pyramid
 from mssync.reenact import SIZE
 from mssync.reenact.mesh import ANCHORS
-from mssync.syncer import audio_windows, motion_windows
+from mssync.syncer import SyncerPyramid
 from mssync.video import FPS
-from mssync.weights import load_model
 
 FOLDER = Path(__file__).parent / "images"
 COLOURS = ("#1b6ca8", "#3c9d5d", "#d98a1f", "#a83250")  # levels 1 to 4
@@ -91,13 +90,16 @@ def draw_pyramid(motion: torch.Tensor, audio: torch.Tensor) -> None:
 @torch.inference_mode()
 def draw_syncers(motion: torch.Tensor, audio: torch.Tensor) -> None:
     """Mean score of each level's syncer while the speech is shifted against the motion."""
+    syncers = SyncerPyramid.load()
+    sounds = syncers.embed_audio(audio[None])
+    curves = [
+        (syncers.embed_motion(motion[None]), "-", "as generated"),
+        (syncers.embed_motion(motion.flip(0)[None]), ":", "played backwards"),
+    ]
     figure, axes = plt.subplots(1, LEVELS, figsize=(10, 2.9), sharey=True, constrained_layout=True)
     for level, axis in enumerate(axes):
-        syncer = load_model(f"syncer{level + 1}")[0]
-        sound = syncer.embed_audio(audio_windows(pyramid(audio[None])[level]))[0]
-        for move, style, label in ((motion, "-", "as generated"), (motion.flip(0), ":", "played backwards")):
-            moves = syncer.embed_motion(motion_windows(pyramid(move[None])[level]))[0]
-            scores = [shifted_score(sound, moves, shift) for shift in SHIFTS]
+        for moves, style, label in curves:
+            scores = [shifted_score(sounds[level][0], moves[level][0], shift) for shift in SHIFTS]
             axis.plot(np.array(SHIFTS) * 40 * 2**level / 1000, scores, style, color=COLOURS[level], label=label)
         axis.axvline(0, color="0.8", lw=1, zorder=0)
         axis.set_title(f"level {level + 1}: {WINDOW_MS[level]} ms")

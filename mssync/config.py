@@ -29,9 +29,8 @@ class AudioConfig:
 
 @dataclass
 class SyncerConfig:
-    """Size of a syncer: the keyword arguments of `syncer.Syncer`."""
+    """Size of a syncer: keyword arguments of `syncer.Syncer`. How many numbers a frame has, the data says."""
 
-    motion_dim: int = 60
     width: int = 512  # (ours)
     embedding: int = 512
 

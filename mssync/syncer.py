@@ -183,7 +183,7 @@ class SyncerPyramid(nn.Module):
         if not present or present != list(range(1, present[-1] + 1)):
             missing = next(level for level in files if level not in present)
             raise InputError(
-                f"{where}: no syncer{missing}.safetensors here; train it with `mssync train syncer --level {missing}`"
+                f"{where}: no syncer{missing}.safetensors here; train it with `mssync train syncer --run {where}`"
             )
         return cls([cast(Syncer, load_model(files[level], kinds=("syncer",))[0]) for level in present], fps)
 

@@ -17,6 +17,16 @@ from mssync.cli.common import (
     need,
     train_app,
 )
+from mssync.errors import input_file
+
+SyncerDataOption = Annotated[
+    Path,
+    typer.Option(
+        metavar="DIR|NPZ",
+        help="Folder that `mssync preprocess` made, or an .npz file of your own motion.",
+        show_default=False,
+    ),
+]
 
 MinutesOption = Annotated[float | None, typer.Option(metavar="F", help="Stop after F minutes.", show_default=False)]
 
@@ -38,21 +48,30 @@ def train_reenactor(
 
 @train_app.command("syncer")
 def train_syncer(
-    level: Annotated[
-        int,
-        typer.Option(metavar="N", min=1, max=4, help="Level of the pyramid, 1 (finest) to 4.", show_default=False),
-    ],
-    data: DataOption,
+    data: SyncerDataOption,
     run: RunOption,
+    level: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=4,
+            help="Only this level of the pyramid, 1 (finest) to 4; all four unless given.",
+            show_default=False,
+        ),
+    ] = None,
     config: ConfigOption = "compact",
     max_minutes: MinutesOption = None,
     overrides: OverridesArgument = None,
 ) -> None:
-    """Train the syncer of one level of the pyramid."""
-    settings = training_config(config, overrides, data)
-    from mssync.training.syncer import train
+    """Train the syncers of the pyramid, on prepared clips or on motion of your own."""
+    settings = training_config(config, overrides, data, own=True)
+    from mssync.training.syncer import train, train_pyramid
 
-    train(settings, data, run, level, max_minutes)
+    if level is None:
+        train_pyramid(settings, data, run, max_minutes)
+    else:
+        train(settings, data, run, level, max_minutes)
 
 
 @train_app.command("generator")
@@ -89,8 +108,12 @@ def train_meter(
     finished(train(settings, data, run, max_minutes), "the sync meter")
 
 
-def training_config(config: str, overrides: list[str] | None, data: Path) -> Any:
-    check_prepared(data)
+def training_config(config: str, overrides: list[str] | None, data: Path, own: bool = False) -> Any:
+    """The configuration, after a check of the data: a prepared folder or, with `own`, a file."""
+    if own and (data.is_file() or data.suffix == ".npz"):
+        input_file(data)
+    else:
+        check_prepared(data)
     need("lightning", "train")
     from mssync.config import load_config
 

@@ -1,4 +1,5 @@
-"""Motion and audio of prepared clips, for training syncers and generator.
+"""Motion and audio of prepared clips, for training syncers and generator; or, for syncers, of a file of your own
+(`mssync.data.own`).
 
 `extract` runs a reenactor's keypoint detector over every frame (and over the mirrored frame, for augmentation) and
 keeps the result beside the shards, as ``motion/SHARD.tar`` with a ``KEY.motion.npz`` for every clip: motion, mirrored
@@ -23,6 +24,7 @@ from mssync.data import shards
 from mssync.data.clips import SPLITS, Clip, read_clips
 from mssync.data.offsets import OFFSETS
 from mssync.data.offsets import estimate as estimate_offsets
+from mssync.data.own import read_recordings
 from mssync.errors import InputError, written_whole
 from mssync.faces import mirrored_landmarks
 from mssync.motion import smooth
@@ -34,9 +36,10 @@ BATCH = 32  # frames
 
 @dataclass
 class Sequence:
-    """One clip as the method sees it: motion, mirrored (T, 60), audio (4T, 26).
+    """One clip as the method sees it: motion, mirrored (T, D), audio (4T, 26). D = 60, but for motion of your own.
 
-    made_by: the motion space (see `reenact.motion_space`) and the kind of audio features.
+    made_by: the motion space (see `reenact.motion_space`) and the kind of audio features; "" for motion of your own,
+    of which nobody knows what is left and right: it has no `mirrored`.
     heard: for generators that speak live, the features (4T, 26) that they get (`audio.live_features`); else None.
     """
 
@@ -46,7 +49,7 @@ class Sequence:
     stabilised: bool
     made_by: str
     motion: Tensor
-    mirrored: Tensor
+    mirrored: Tensor | None
     audio: Tensor
     heard: Tensor | None = None
 
@@ -138,16 +141,30 @@ def _clips(folder: str | Path, split: str) -> list[Clip]:
         return []  # a plain folder has no val and no test split
 
 
-def read_sequences(
-    folder: str | Path, split: str, min_frames: int, taps: int = 3, live: bool = False
-) -> list[Sequence]:
-    """Sequences of one split that are at least `min_frames` long, keypoints smoothed over `taps` frames (*ref*).
+def read_sequences(data: str | Path, split: str, min_frames: int, taps: int = 3, live: bool = False) -> list[Sequence]:
+    """Sequences of one split that are at least `min_frames` long.
 
-    live: with `Sequence.heard`, computed from the clips' sound.
+    data: a prepared folder, whose keypoints are smoothed over `taps` frames (*ref*), and whose sound is moved back
+    where the folder has an offsets.json (by clip, by how many video frames its sound is late); or an .npz file of your
+    own motion (`mssync.data.own`), taken as it is. live: with `Sequence.heard`, computed from the clips' sound.
 
-    Where the folder has an offsets.json (by clip, by how many video frames its sound is late), the sound is moved
-    back by that much. Raises InputError when motion has not been extracted yet, or nothing is long enough.
+    Raises InputError when motion has not been extracted yet, or nothing is long enough.
     """
+    own = Path(data).is_file()
+    found = _own(data, split, min_frames) if own else _prepared(data, split, min_frames, taps, live)
+    if not found:
+        raise InputError(f"{data}: no clip of the split {split!r} has {min_frames} frames or more")
+    return found
+
+
+def _own(path: str | Path, split: str, min_frames: int) -> list[Sequence]:
+    return [
+        Sequence(r.name, r.speaker, "", False, "", r.motion, None, r.audio)
+        for r in read_recordings(path, split, min_frames)
+    ]
+
+
+def _prepared(folder: str | Path, split: str, min_frames: int, taps: int, live: bool) -> list[Sequence]:
     found = []
     table = Path(folder) / OFFSETS
     offsets = json.loads(table.read_text()) if table.exists() else {}
@@ -164,13 +181,11 @@ def read_sequences(
             tensors = (torch.from_numpy(np.ascontiguousarray(x, np.float32)) for x in (motion, mirrored, *sounds))
             entry = clip.entry
             found.append(Sequence(entry.name, entry.identity, entry.corpus, entry.stabilised, made_by, *tensors))
-    if not found:
-        raise InputError(f"{folder}: no clip of the split {split!r} has {min_frames} frames or more")
     return found
 
 
 def validation_batches(
-    folder: str | Path,
+    data: str | Path,
     train: list[Sequence],
     frames: int,
     batch: int,
@@ -178,9 +193,10 @@ def validation_batches(
     taps: int,
     around: tuple[int, int] | None = None,
 ) -> list[tuple[Tensor, ...]]:
-    """Fixed batches of the `val` split; of `train` where a folder has no other. around: as in `SequenceBatches`."""
+    """Fixed batches of the `val` split; of `train` where there is no other. around: as in `SequenceBatches`."""
     live = around is not None
-    sequences = read_sequences(folder, "val", frames, taps, live) if _clips(folder, "val") else train
+    held_out = read_recordings(data, "val", frames) if Path(data).is_file() else _clips(data, "val")
+    sequences = read_sequences(data, "val", frames, taps, live) if held_out else train
     batches = SequenceBatches(sequences, frames, batch, seed=12345, around=around)
     return [batches(n) for n in range(count)]
 
@@ -232,7 +248,7 @@ class SequenceBatches:
         self.weights = np.sqrt(lengths) / np.sqrt(lengths).sum()
 
     def __call__(self, n: int) -> tuple[Tensor, ...]:
-        """Batch n: motion (B, frames, 60), audio (B, 4 * frames, 26), another frame of each clip (B, 60), the clips'
+        """Batch n: motion (B, frames, D), audio (B, 4 * frames, 26), another frame of each clip (B, D), the clips'
         numbers (B,), and what is heard where `around` is given."""
         rng = np.random.default_rng((self.seed, n))
         return tuple(map(torch.stack, zip(*(self._piece(rng) for _ in range(self.batch)), strict=True)))
@@ -244,14 +260,14 @@ class SequenceBatches:
         start, other = int(rng.integers(len(sequence) - self.frames + 1)), int(rng.integers(len(sequence)))
         settings = self.augmentation
         mirrored = settings is not None and rng.random() < settings.flip
-        whole = sequence.mirrored if mirrored else sequence.motion
+        whole = sequence.mirrored if mirrored and sequence.mirrored is not None else sequence.motion
         motion = torch.cat([whole[start : start + self.frames], whole[other : other + 1]])
         if self.means is not None:
             motion = motion - whole.mean(0) + self.means[rng.integers(len(self.means))]
         audio = sequence.audio[AUDIO_PER_VIDEO * start : AUDIO_PER_VIDEO * (start + self.frames)]
         heard = self._around(sequence, start)
         if settings is not None:
-            motion = augmented(motion, settings, rng)
+            motion = augmented(motion, settings, rng, keypoints=sequence.mirrored is not None)
             shift = jitter(float(sequence.audio.max() - sequence.audio.min()), settings, rng)
             audio, heard = audio + shift, [sound + shift for sound in heard]
         if self.disturb is not None:
@@ -269,9 +285,11 @@ class SequenceBatches:
         return [torch.cat([self.average.expand(left, -1), there, self.average.expand(max(0, right), -1)])]
 
 
-def augmented(motion: Tensor, settings: AugmentationConfig, rng: np.random.Generator) -> Tensor:
-    """All numbers of a piece (T, 60) times one factor, coordinates shifted by one offset an axis (*ref*)."""
+def augmented(motion: Tensor, settings: AugmentationConfig, rng: np.random.Generator, keypoints: bool = True) -> Tensor:
+    """All numbers of a piece (T, D) times one factor; keypoints' coordinates shifted by one offset an axis (*ref*)."""
     scaled = motion * float(rng.uniform(1 - settings.scale, 1 + settings.scale))
+    if not keypoints:
+        return scaled
     shift = torch.zeros(10, 6)
     shift[:, :2] = torch.from_numpy(rng.uniform(-settings.shift, settings.shift, 2)).float()
     return scaled + shift.flatten()

@@ -43,6 +43,7 @@ class Run:
         except OSError as error:
             raise InputError(f"{folder}: cannot make the run folder ({error.strerror})") from error
         self.deadline = time.monotonic() + 60 * max_minutes if max_minutes else float("inf")
+        self.interrupted = False
         self._writer: Any = None
         self._shown = self._last = 0.0
 
@@ -70,7 +71,8 @@ class Run:
                 torch.save({name: part.state_dict() for name, part in parts.items()} | numbers, temporary)
 
     def steps(self, start: int, stop: int) -> Iterator[int]:
-        """Step numbers from start until stop, the end of the time, or Ctrl-C (the step under way is finished)."""
+        """Step numbers from start until stop, the end of the time, or Ctrl-C (the step under way is finished, and
+        `interrupted` is set)."""
         import signal
         import threading
 
@@ -80,8 +82,9 @@ class Run:
         try:
             for step in range(start, stop):
                 if self._any(stopped.is_set() or time.monotonic() > self.deadline):
-                    return
+                    break
                 yield step
+            self.interrupted = self._any(stopped.is_set())
         finally:
             if main:
                 signal.signal(signal.SIGINT, before)

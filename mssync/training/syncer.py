@@ -7,9 +7,11 @@ asks what syncers are for: of all offsets of a second of speech, the true one sh
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mssync.config import Config, SyncerTraining
+from mssync.data.own import PARTS
 from mssync.data.sequences import Sequence, SequenceBatches, disturbed_sound, read_sequences, validation_batches
 from mssync.errors import InputError
-from mssync.pyramid import pyramid
+from mssync.pyramid import LEVELS, pyramid
 from mssync.syncer import Syncer, info_nce
 from mssync.training.common import Average, Run, cosine_rate, launched
 from mssync.weights import save_model
@@ -42,7 +45,8 @@ def contrast(
 
     clips: None to draw negatives from the misaligned windows of the anchor's own sequence; otherwise (B,), which
     clip each sequence is of, to draw from the windows of other clips.
-    Negatives are drawn without replacement. Raises InputError when there are fewer than N to draw from.
+    Negatives are drawn without replacement. Raises InputError when there are fewer than N to draw from; of other
+    clips, of which chance may put few into a batch, when there are none: what lacks to N scores -inf.
     """
     batch, count, _ = sounds.shape
     positive = (sounds * moves).sum(-1).flatten()
@@ -54,14 +58,14 @@ def contrast(
         owner = clips.cpu().repeat_interleave(count)
         barred = owner[:, None] == owner
     available = int((~barred).sum(1).min())
-    if available < negatives:
+    if available < (negatives if clips is None else 1):
         raise InputError(
             f"{negatives} negatives are wanted but there are only {available}: "
             "raise syncer_training.frames or .batch, or lower syncer_training.negatives"
         )
     order = torch.rand(cosines.shape, generator=generator).masked_fill(barred, -1.0)
-    chosen = order.topk(negatives, dim=1).indices.to(cosines.device)
-    return positive, cosines.gather(1, chosen)
+    chosen = order.topk(min(negatives, cosines.shape[1]), dim=1).indices.to(cosines.device)
+    return positive, cosines.masked_fill(barred.to(cosines.device), -torch.inf).gather(1, chosen)
 
 
 def scores(moves: Tensor, sounds: Tensor, reach: int) -> tuple[Tensor, Tensor]:
@@ -122,17 +126,54 @@ class Trained(nn.Module):
 def train(config: Config, data: str | Path, run_dir: str | Path, level: int, max_minutes: float | None = None) -> Path:
     """Train (or go on training) the syncer of one level; returns the model file ``syncerN.safetensors``.
 
+    data: a prepared folder, or an .npz file of your own motion (`mssync.data.own`).
     The file holds the weights with the highest accuracy on the `val` split so far (on `train`, where there is no
     other): the share of windows that score higher with their own sound than all negatives. The loss is no good
     judge, it punishes rare confident mistakes at a low temperature. Raises InputError when `data` is not a
-    prepared folder with motion.
+    prepared folder with motion, and no such file.
     """
-    settings = config.syncer_training
     fabric = launched()
-    run = Run(run_dir, f"syncer{level}", max_minutes or settings.max_minutes, fabric)
-    torch.manual_seed(level)
+    run = Run(run_dir, f"syncer{level}", max_minutes or config.syncer_training.max_minutes, fabric)
+    return _train(config, data, _training_sequences(config, data, level), run, level)
+
+
+def train_pyramid(
+    config: Config, data: str | Path, run_dir: str | Path, max_minutes: float | None = None
+) -> list[Path]:
+    """`train` the syncers of all levels, one after the other; returns the model files of those that were begun.
+
+    max_minutes is for all of them together, what is left being for the next call; the limit of the configuration, which
+    it overrides, is for each. Raises InputError: as `train`; a single clip, which level 4 has nothing to compare with.
+    """
+    deadline = time.monotonic() + 60 * (max_minutes or math.inf)
+    sequences = _training_sequences(config, data, LEVELS)
+    fabric, files = launched(), []
+    for level in range(1, LEVELS + 1):
+        left = max((deadline - time.monotonic()) / 60, 1e-6) if max_minutes else config.syncer_training.max_minutes
+        run = Run(run_dir, f"syncer{level}", left, fabric)
+        files.append(_train(config, data, sequences, run, level))
+        if run.interrupted or time.monotonic() > deadline:
+            break
+    return files
+
+
+def _training_sequences(config: Config, data: str | Path, highest: int) -> list[Sequence]:
+    """Sequences to train on. Raises InputError when the highest level, which learns from other clips, has none."""
+    settings = config.syncer_training
     sequences = read_sequences(data, "train", settings.frames, config.augmentation.smooth)
-    model = Trained(Syncer(**asdict(config.syncer), dropout=settings.dropout), level, settings)
+    if highest > settings.own_levels and len(sequences) < 2:
+        raise InputError(
+            f"{data}: the syncer of level {highest} learns from other clips, and there is only one; give more "
+            f"recordings, or one of at least {2 * PARTS * settings.frames} frames"
+        )
+    return sequences
+
+
+def _train(config: Config, data: str | Path, sequences: list[Sequence], run: Run, level: int) -> Path:
+    settings, fabric = config.syncer_training, run.fabric
+    torch.manual_seed(level)
+    sizes = {"motion_dim": sequences[0].motion.shape[1]} | asdict(config.syncer)
+    model = Trained(Syncer(**sizes, dropout=settings.dropout), level, settings)
     _set_statistics(model.syncer, sequences, level)
     disturb = _disturbance(settings)
     batches = SequenceBatches(
@@ -145,6 +186,7 @@ def train(config: Config, data: str | Path, run_dir: str | Path, level: int, max
         model.parameters(), settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
     )
     average = Average(model, settings.average)
+    averaged = cast(Trained, average.model)
     kept = {"model": model, "optimizer": optimizer, "average": average.model}
     numbers = run.restore(kept)
     start, best = int(numbers.get("step", 0)), float(numbers.get("best", 0.0))
@@ -164,11 +206,11 @@ def train(config: Config, data: str | Path, run_dir: str | Path, level: int, max
         done = step + 1
         run.log(step, {"loss": float(loss.detach()), "accuracy": float(accuracy)})
         if done % VALIDATE_EVERY == 0 or done == settings.iterations:
-            best = _validate(run, average.model, checks, config, done, best)
+            best = _validate(run, averaged, checks, sizes, done, best)
             run.save(kept, step=done, best=best)
     run.save(kept, step=done, best=best)
     if not best:
-        _validate(run, average.model, checks, config, done, best)
+        _validate(run, averaged, checks, sizes, done, best)
     return run.folder / f"syncer{level}.safetensors"
 
 
@@ -193,7 +235,7 @@ def _set_statistics(syncer: Syncer, sequences: list[Sequence], level: int) -> No
 
 @torch.no_grad()
 def _validate(
-    run: Run, model: Trained, checks: list[tuple[Tensor, ...]], config: Config, step: int, best: float
+    run: Run, model: Trained, checks: list[tuple[Tensor, ...]], sizes: dict[str, int], step: int, best: float
 ) -> float:
     device = run.fabric.device
     results = [model(tuple(x.to(device) for x in batch), n) for n, batch in enumerate(checks)]
@@ -204,5 +246,5 @@ def _validate(
     figures = {"level": model.level, "steps": step, "val_loss": round(loss, 4), "val_accuracy": round(accuracy, 4)}
     path = run.folder / f"syncer{model.level}.safetensors"
     if run.fabric.is_global_zero:
-        save_model(path, model.syncer, "syncer", asdict(config.syncer), figures)
+        save_model(path, model.syncer, "syncer", sizes, figures)
     return accuracy
