@@ -17,7 +17,7 @@ from skimage.data import astronaut
 import mssync
 from mssync.animate import Pipeline
 from mssync.audio import SAMPLE_RATE, features, load_audio
-from mssync.cli import DEMO_SPEECH
+from mssync.cli.common import DEMO_SPEECH
 from mssync.faces import crop
 from mssync.motion import KEYPOINTS, VALUES
 from mssync.pyramid import LEVELS, pyramid

@@ -341,7 +341,7 @@ def _portrait_input(queue: Jobs, previewer: _Previewer, tab: str) -> gr.Image:
         elem_id=f"{tab}-portrait",
     )
     # The file goes to jobs as it was sent: they say what is wrong with it better than Gradio's decoding would.
-    picture.preprocess = lambda payload: payload.path if payload else None
+    picture.preprocess = lambda payload: payload.path if payload else None  # type: ignore[method-assign, unused-ignore]
     shown = gr.Image(
         label="Crop, face and keypoints",
         interactive=False,
