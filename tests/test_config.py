@@ -27,11 +27,13 @@ def test_paper_file_spells_out_the_defaults():
     assert load_config("paper") == Config()
 
 
-def test_compact_differs_in_size_only_not_in_the_losses():
-    compact, paper = load_config("compact"), load_config("paper")
-    assert compact.generator.width < paper.generator.width
-    for key in ("lambda_av", "lambda_adv", "lambda_rec", "betas", "frames", "sync_reduction"):
-        assert getattr(compact.generator_training, key) == getattr(paper.generator_training, key)
+def test_the_ablations_have_the_losses_of_the_paper_in_the_sizes_of_compact():
+    small, paper = load_config("ablations/rec1_adv0.1"), load_config("paper")
+    assert small.generator.width == load_config("compact").generator.width < paper.generator.width
+    for key in ("av", "adv", "rec", "lips", "shape"):
+        assert getattr(small.generator_training, f"lambda_{key}") == getattr(paper.generator_training, f"lambda_{key}")
+    for key in ("betas", "frames", "sync_reduction", "sync_levels", "quiet"):
+        assert getattr(small.generator_training, key) == getattr(paper.generator_training, key)
 
 
 def test_overrides():
