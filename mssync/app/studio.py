@@ -78,7 +78,7 @@ def create_studio(
     place = Place()
     queue = Jobs(place, model, device, jobs)
     try:
-        page = _mounted(_page(queue, _Previewer(pipeline)), place)
+        page = _mounted(_page(queue, _Previewer(pipeline)))
     except BaseException:
         place.close()
         raise
@@ -106,9 +106,8 @@ def create_studio(
     return Starlette(routes=routes, middleware=[Middleware(Guard, place=place, token=token)], lifespan=lifespan)
 
 
-def _mounted(blocks: gr.Blocks, place: Place) -> Any:
+def _mounted(blocks: gr.Blocks) -> Any:
     """Gradio's application of a page. It sends nothing to anyone, shows no errors but ours, and keeps no history."""
-    gr.routes.DEFAULT_TEMP_DIR = str(place.root)  # where it makes a folder for an editor, closed here, of its own
     blocks.max_threads = blocks._queue.max_thread_count = THREADS
     parent = FastAPI()
     gr.mount_gradio_app(
@@ -150,6 +149,8 @@ class _Previewer:
 def _page(queue: Jobs, previewer: _Previewer) -> gr.Blocks:
     """The page and its functions."""
     os.environ["GRADIO_TEMP_DIR"] = str(queue.place.root)  # Gradio asks for it whenever it handles a file
+    # For an editor, which is closed here, it makes a folder as soon as there is a page.
+    gr.routes.DEFAULT_TEMP_DIR = str(queue.place.root)
     with gr.Blocks(title="MS-Sync", analytics_enabled=False) as blocks:
         gr.Markdown(INTRODUCTION)
         with gr.Tab("Animate"):
