@@ -26,7 +26,7 @@ from mssync.data.tracks import COMPARABLE, Track, fill_gaps, find_tracks
 from mssync.errors import InputError, PathLike
 from mssync.faces import EYE_CORNERS, N_LANDMARKS, FaceMesh, mirror_points
 from mssync.pyramid import LEVELS, pyramid
-from mssync.syncer import AUDIO_WINDOW, MOTION_WINDOW, Syncer
+from mssync.syncer import AUDIO_WINDOW, MAX_OFFSET, MOTION_WINDOW, Syncer
 from mssync.video import FPS, RGB, VideoReader
 
 # Points of the face mesh
@@ -47,7 +47,6 @@ HEAD_LEVELS = 3
 FRAME_MS = 1000 // FPS
 WINDOW_MS = MOTION_WINDOW * FRAME_MS  # at level 1
 STEP_MS = FRAME_MS // AUDIO_PER_VIDEO  # offsets are tried every 10 ms at level 1, the length of an audio frame
-MAX_OFFSET = 15  # frames to both sides (the paper, section 4.3)
 MEAN_RADIUS = 2 * FPS  # frames to both sides over which landmarks lose their mean: cuts and drifts stay local
 SOUND_RADIUS = 5 * FPS * AUDIO_PER_VIDEO  # likewise of the sound, in audio frames
 QUIETEST = -14.0  # log energy of a peak-normalised sound: what is less is silence

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import av
 
 from mssync.errors import InputError, PathLike, output_file, written_whole
-from mssync.meter import MAX_OFFSET, SyncMeter
+from mssync.meter import SyncMeter
 from mssync.score import IN_SYNC_MS, score
+from mssync.syncer import MAX_OFFSET
 from mssync.video import open_media, picture_stream
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import numpy as np
 
 from mssync.data.readers import VIDEOS
 from mssync.errors import InputError, PathLike
-from mssync.meter import MAX_OFFSET, POINTS, LevelScore, Reading, SyncMeter, watch
+from mssync.meter import POINTS, LevelScore, Reading, SyncMeter, watch
+from mssync.syncer import MAX_OFFSET
 from mssync.video import FPS
 
 IN_SYNC_MS = 20  # half a frame: nearer than this no player shows pictures

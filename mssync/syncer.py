@@ -23,6 +23,7 @@ from mssync.video import FPS
 
 MOTION_WINDOW = 5  # frames of motion that a syncer sees: 200 ms at level 1
 AUDIO_WINDOW = AUDIO_PER_VIDEO * MOTION_WINDOW  # frames of audio over the same time
+MAX_OFFSET = 15  # frames of a level to both sides in which an offset is sought (the paper, section 4.3)
 LIMIT = 5.0  # standard deviations of what a syncer sees: the log energies of digital silence lie far outside of speech
 STILL = 1e-3  # a coordinate whose deviation is below this fraction of the largest one counts as not moving
 

@@ -49,7 +49,7 @@ def test_scores_of_every_level_that_fits(syncers: SyncerPyramid) -> None:
     clip = random_clip("a", 120, 0)
     found = synchrony.score(syncers, clip.motion, clip.audio, "real", "a")
     assert [s.level for s in found] == [1, 2, 3, 4]
-    assert all(s.confidence >= 0 and abs(s.offset) <= s.reach <= synchrony.REACH for s in found)
+    assert all(s.confidence >= 0 and abs(s.offset) <= s.reach <= synchrony.MAX_OFFSET for s in found)
     assert [s.level for s in synchrony.score(syncers, clip.motion[:20], clip.audio[:80], "real", "a")] == [1, 2]
     moved = synchrony.score_moved(syncers, clip.motion, clip.audio, "real", "a")
     assert {s.moved for s in moved if s.level == 1} == set(synchrony.SHIFTS)

@@ -27,7 +27,8 @@ from mssync.app.place import KEEP, Place
 from mssync.app.server import create_app
 from mssync.app.work import DEMO_PORTRAIT, DEMO_SPEECH, MAX_SECONDS, check_picture, nameless
 from mssync.errors import InputError, PathLike
-from mssync.meter import FRAME_MS, MAX_OFFSET
+from mssync.meter import FRAME_MS
+from mssync.syncer import MAX_OFFSET
 from mssync.video import read_image
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is there: nothing is sent, nothing is looked up

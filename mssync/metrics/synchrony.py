@@ -23,10 +23,9 @@ from mssync.audio import AUDIO_PER_VIDEO
 from mssync.data.sequences import Sequence as Clip
 from mssync.metrics.estimates import Estimate, mean
 from mssync.pyramid import pyramid
-from mssync.syncer import MOTION_WINDOW, Syncer, SyncerPyramid
+from mssync.syncer import MAX_OFFSET, MOTION_WINDOW, Syncer, SyncerPyramid
 from mssync.video import FPS
 
-REACH = 15  # frames of a level to both sides (the paper, section 4.3)
 MIN_WINDOWS = 4  # of a clip at a level: fewer make no curve
 SHIFTS = (-4, -2, 2, 4)  # frames of the level by which real sound is moved, as far as a clip allows
 REAL, OTHER, SILENCE, STILL, BORROWED = "real", "other sound", "silence", "still", "motion of another clip"
@@ -38,7 +37,7 @@ class Score:
 
     offset: frames of the level, positive when the sound leads. confidence: median minus minimum of the distance
     curve. similarity: mean cosine in sync (eq. 3), what the loss of eq. 7 raises. moved: by how much the sound was
-    moved on purpose; reach: of the curve, at most REACH, less in short clips.
+    moved on purpose; reach: of the curve, at most MAX_OFFSET, less in short clips.
     """
 
     system: str
@@ -88,7 +87,7 @@ def _similarities(syncers: SyncerPyramid, motion: Tensor, audio: Tensor) -> list
 
 def _reach(count: int) -> int:
     """Offsets that so many windows bear: at each, half of them still have sound."""
-    return min(REACH, count // 2)
+    return min(MAX_OFFSET, count // 2)
 
 
 def _score(similarity: Tensor, system: str, clip: str, level: int, moved: int) -> Score:

@@ -32,7 +32,6 @@ from mssync.meter import (
     FRAME_MS,
     HEAD,
     HEAD_LEVELS,
-    MAX_OFFSET,
     MOUTH,
     STEP_MS,
     SURE,
@@ -47,7 +46,7 @@ from mssync.meter import (
     sound_features,
 )
 from mssync.pyramid import LEVELS, pyramid
-from mssync.syncer import Syncer
+from mssync.syncer import MAX_OFFSET, Syncer
 from mssync.training.common import Average, Run, cosine_rate, launched
 from mssync.training.syncer import NEAR, scores, stretch_loss
 from mssync.video import FPS

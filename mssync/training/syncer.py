@@ -23,14 +23,13 @@ from mssync.data.own import PARTS
 from mssync.data.sequences import Sequence, SequenceBatches, disturbed_sound, read_sequences, validation_batches
 from mssync.errors import InputError
 from mssync.pyramid import LEVELS, pyramid
-from mssync.syncer import Syncer, info_nce
+from mssync.syncer import MAX_OFFSET, Syncer, info_nce
 from mssync.training.common import Average, Run, cosine_rate, launched
 from mssync.weights import save_model
 
 VALIDATE_EVERY = 250  # steps
 VALIDATION_BATCHES = 8
 WARMUP = 100
-MAX_OFFSET = 15  # windows to both sides among which the offset of a stretch is sought (the paper, section 4.3)
 MIN_STRETCH = 3  # windows
 NEAR = 1  # windows next to the true one are neither right nor wrong
 
