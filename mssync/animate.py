@@ -49,7 +49,7 @@ LIVE_FILE = "generator_live.safetensors"  # of the same folder: hears little of 
 REENACTORS = ("compact", "fomm")  # kinds of model files that draw faces
 DEVICES = ("cpu", "cuda", "mps")
 
-BATCH = 8  # frames rendered at once: enough to use two cores, little memory
+BATCH = 4  # frames rendered at once: enough to use two cores, few enough that memory is not asked for anew
 DETECT_EVERY = 5  # every how many frames a driving video is searched for the face, which fixes its crop
 MIN_SECONDS = 0.2  # the shortest speech: one window of the finest syncer
 MAX_PICTURE = 1920  # longest side of a video with the full picture, in pixels

@@ -120,11 +120,13 @@ class GeneratorTraining:
     lambda_rec: float = 1.0
     lambda_lips: float = 0.0  # shape of the lips, for motion of the compact reenactor alone (ours)
     lambda_shape: float = 0.0  # shape of the face; needs lambda_lips (ours)
+    lambda_pose: float = 0.0  # how much and how fast the head moves; needs lambda_lips (ours)
     quiet: float = (
         0.0  # share of a batch that falls silent half way, where mouths have to close; needs lambda_lips (ours)
     )
     sync_reduction: Literal["sum", "mean"] = "sum"  # over levels: eq. 6, or ref
     sync_levels: int = 4  # levels of the synchrony loss, from the finest on; 1: the single-scale loss
+    sync_ceiling: float | None = None  # times the score of real motion: more synchrony is not rewarded (ours)
     start: str | None = None  # a generator of the same sizes to begin from: a shipped one's name or a file (ours)
     random_origin: bool = False  # x_0 of the relative input is any frame of the clip: long runs stay near it (ours)
     average: float = 0.999  # decay of the moving average of the generator that is kept (ours)

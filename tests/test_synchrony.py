@@ -90,5 +90,8 @@ def test_minutes_of_a_still_face_and_of_one_that_shakes(syncers: SyncerPyramid) 
     rows = synchrony.minutes(syncers, still, audio)
     assert [row.minute for row in rows] == [0, 1]
     assert rows[0].spread == rows[0].jitter == rows[1].distance == 0
+    assert rows[0].head is not None
+    assert rows[0].head.speed == pytest.approx(0, abs=1e-6)
+    assert synchrony.minutes(syncers, still, audio, mesh=False)[0].head is None
     assert synchrony.jitter(shaking) == pytest.approx(0.2)
     assert synchrony.minutes(syncers, shaking, audio)[1].largest_step == pytest.approx(0.1)

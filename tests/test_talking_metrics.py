@@ -18,10 +18,11 @@ from mssync.errors import InputError
 from mssync.faces import FaceMesh, head_pose
 from mssync.metrics import identity
 from mssync.metrics.frechet import EfficientNetFeatures, add_pictures, frechet_distance, frechet_metric
-from mssync.metrics.frontal import RIGID, fit, frontalised, mean_rigid_face, rigid_face
-from mssync.metrics.head import PoseDistance, head_figures, head_poses, pose_windows, spectrum
+from mssync.metrics.frontal import RIGID, fit, frontalised, mean_face, mean_rigid_face, rigid_face
+from mssync.metrics.head import PoseDistance, head_figures, head_poses, motion_poses, pose_windows, spectrum
 from mssync.metrics.inception import InceptionFeatures, load_inception
 from mssync.metrics.lmd import MOUTH, LandmarkDistance, mouth_distances, unit_in_pixels
+from mssync.reenact.mesh import mesh_motion
 
 
 def rotations(yaw: np.ndarray, pitch: np.ndarray, roll: np.ndarray) -> np.ndarray:
@@ -132,6 +133,18 @@ def test_poses_are_the_angles_that_the_head_was_turned_by() -> None:
         others = [k for k in range(3) if k != column]
         assert np.ptp(poses[:, others], axis=0).max() < 1
         assert np.sign(np.diff(head_pose(faces)[:, column])).mean() == np.sign(np.diff(poses[:, column])).mean()
+
+
+def test_a_motion_tells_the_pose_of_its_mesh() -> None:
+    """A mean face in space, turned and seen in a picture, and no more than the keypoints of that."""
+    for name, column in (("yaw", 0), ("pitch", 1), ("roll", 2)):
+        angles = {other: np.zeros(21) for other in ("yaw", "pitch", "roll")}
+        angles[name] = np.linspace(-20, 20, 21)
+        faces = mean_face() @ rotations(**angles).swapaxes(1, 2)
+        faces = 0.5 * faces + np.linspace(-0.1, 0.1, 21)[:, None, None] * [1, 0, 0]
+        poses = motion_poses(np.pad(mesh_motion(faces).reshape(21, 54), ((0, 0), (0, 6))))
+        np.testing.assert_allclose(poses, head_poses(faces), atol=1.5)
+        assert np.ptp(poses[:, column]) == pytest.approx(40, rel=0.05)
 
 
 def test_head_figures_of_a_nodding_head() -> None:

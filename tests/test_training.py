@@ -7,22 +7,27 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("lightning", reason="needs mssync[train]")
 
-from mssync.config import Config, GeneratorConfig, load_config
+from mssync.config import Config, GeneratorConfig, GeneratorTraining, load_config
 from mssync.data.prepare import prepare
 from mssync.data.sequences import extract
 from mssync.errors import InputError
 from mssync.generator import Generator
+from mssync.metrics.frontal import mean_face
 from mssync.reenact.compact import CompactReenactor
 from mssync.reenact.mesh import LOWER_LIP, UPPER_LIP, canonical_face, mesh_motion
 from mssync.reenact.surface import Surface
 from mssync.syncer import info_nce
 from mssync.training import generator, reenactor, syncer
+from mssync.training.face import UNIT, Face, pose_spectra
 from mssync.weights import load_model, read_metadata
 
 CLIPS = 3
@@ -61,19 +66,72 @@ def test_lips_are_read_from_keypoints() -> None:
     wider[..., LOWER_LIP, 1] += 0.02
     flat, read = (torch.from_numpy(mesh_motion(m.numpy())).flatten(2) for m in (mesh, wider))
     flat, read = (torch.nn.functional.pad(m, (0, 6)) for m in (flat, read))  # the keypoint of the body
-    face = generator.Face()
+    face = Face()
     gap = (wider[..., 14, :] - wider[..., 13, :]).norm(dim=-1)
     torch.testing.assert_close(face.opening(read), gap, atol=0.004, rtol=0)
     assert float(face.lips_loss(flat, flat)) == 0
     mouth = sorted({*LOWER_LIP, *UPPER_LIP})
     surfaces = [Surface()(m.reshape(6, 10, 6))[:, mouth] for m in (flat, read)]
     moved = [s - s.mean(1, keepdim=True) for s in surfaces]
-    squares = (moved[0] - moved[1]).square().sum(-1).mean(1) / generator.UNIT**2  # a frame each, of two times three
+    squares = (moved[0] - moved[1]).square().sum(-1).mean(1) / UNIT**2  # a frame each, of two times three
     assert float(face.lips_loss(flat, read)) == pytest.approx(float(squares.sum()) / 2, rel=1e-3)
     shifted = torch.from_numpy(mesh_motion((1.2 * mesh + 0.1).numpy())).flatten(2)
     assert float(face.shape_loss(flat, torch.nn.functional.pad(shifted, (0, 6)))) < 0.05
     assert float(face.shape_loss(flat, read)) > 0.05
-    assert float(face.closing_loss(read)) == pytest.approx(3 * (float(gap[0, 0]) / generator.UNIT) ** 2, rel=0.3)
+    assert float(face.closing_loss(read)) == pytest.approx(3 * (float(gap[0, 0]) / UNIT) ** 2, rel=0.3)
+
+
+def nodding(frames: int, phase: float = 0.0, size: float = 1.0) -> torch.Tensor:
+    """The keypoints (1, T, 60) of a mean face in space that turns to either side, 1.5 times a second."""
+    angle = size * 0.3 * np.sin(2 * np.pi * 1.5 * np.arange(frames) / 25 + phase)
+    turn = np.zeros((frames, 3, 3))
+    turn[:, 0, 0] = turn[:, 2, 2] = np.cos(angle)
+    turn[:, 0, 2], turn[:, 2, 0], turn[:, 1, 1] = -np.sin(angle), np.sin(angle), 1
+    mesh = 0.5 * mean_face() @ turn.swapaxes(1, 2) + [0.1, -0.2, 0.0]
+    return torch.from_numpy(np.pad(mesh_motion(mesh).reshape(1, frames, 54), ((0, 0), (0, 0), (0, 6)))).float()
+
+
+def test_pose_loss_wants_as_much_motion_whenever_it_comes() -> None:
+    face, real = Face(), nodding(66)
+    late, lively, still = nodding(66, 1.0), nodding(66, 1.0, 1.5), nodding(66, size=0)
+    assert float(face.pose_loss(real, real)) == 0
+    assert float(face.pose_loss(real, still)) == pytest.approx(1, abs=0.15)  # some channels do not move
+    assert float(face.pose_loss(real, late)) < 0.1
+    assert float(face.pose_loss(real, late)) < float(face.pose_loss(real, lively)) < float(face.pose_loss(real, still))
+    assert float(generator.reconstruction_loss(real, late)) > float(generator.reconstruction_loss(real, still))
+    poses = face.pose(real)[0]
+    assert poses.std(0).argmax() == 4  # yaw
+    spectra = pose_spectra(face.pose(real), 50)
+    assert spectra.shape == (1, 1, 1 + 10, 6)
+    assert spectra[0, 0, 1:, 4].argmax() == 2  # 1.5 Hz, of 0.5, 1, 1.5 …
+    assert float(spectra[0, 0, 0, 4]) == pytest.approx(float(poses[:50, 4].std(correction=0)), rel=1e-3)
+
+
+def test_turning_does_not_skew_a_face_but_stretching_does() -> None:
+    face, real = Face(), nodding(20, size=0)
+    stretched = real.clone()
+    stretched[..., 1:54:6] *= 1.2  # heights of the keypoints
+    assert float(face.skew_loss(real, real)) == 0
+    assert float(face.skew_loss(real, stretched)) > 20 * float(face.skew_loss(real, nodding(20, size=0.7)))
+
+
+def test_synchrony_beyond_the_ceiling_is_not_rewarded() -> None:
+    class Judge:
+        """Scores that the motion itself states, a level each."""
+
+        def __call__(self, motion: torch.Tensor, audio: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+            terms = list(-motion.mean((0, 1)))
+            return torch.stack(terms).sum(), terms
+
+    parts = cast(Any, SimpleNamespace(synchrony=Judge()))
+    real, made = torch.tensor([0.4, 0.4]).expand(2, 5, 2), torch.tensor([0.45, 0.7]).repeat(2, 5, 1).requires_grad_()
+    for ceiling, wanted in ((None, 1.15), (1.5, 0.45 + 0.6)):
+        settings = GeneratorTraining(sync_ceiling=ceiling)
+        total, terms = generator._synchrony(parts, settings, real, made, torch.zeros(2, 20, 26))
+        assert float(total) == pytest.approx(-wanted)
+        assert [float(t) for t in terms] == pytest.approx([-0.45, -0.7])
+    slopes = torch.autograd.grad(total, made)[0].sum((0, 1))
+    assert slopes.tolist() == pytest.approx([-1, 0])
 
 
 def test_only_some_pieces_fall_silent() -> None:

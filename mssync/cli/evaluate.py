@@ -189,6 +189,7 @@ def eval_drift(
     from mssync.animate import load
     from mssync.audio import SAMPLE_RATE, features, load_audio
     from mssync.metrics import synchrony
+    from mssync.reenact.compact import CompactReenactor
     from mssync.syncer import SyncerPyramid
 
     talker = load(model)
@@ -196,9 +197,12 @@ def eval_drift(
     motion = torch.from_numpy(np.stack(list(talker.animate(image, sound).motion))).flatten(1)
     heard = features(torch.from_numpy(sound), n_video_frames=len(motion))
     judges = SyncerPyramid.load()
-    rows = [asdict(row) for row in synchrony.minutes(judges, motion, heard)]
+    rows = [
+        asdict(row) for row in synchrony.minutes(judges, motion, heard, isinstance(talker.reenactor, CompactReenactor))
+    ]
     for row in rows:
         row |= {f"confidence_{200 * 2**n}": value for n, value in enumerate(row.pop("confidences"))}
+        row |= {f"head_{name}": value for name, value in (row.pop("head") or {}).items()}
     if output is not None:
         write_csv(output, rows)
     for row in rows:

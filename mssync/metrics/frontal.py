@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from mssync.faces import EYE_CORNERS, mirror_points
+from mssync.reenact import N_VALUES
+from mssync.reenact.mesh import MESH_KEYPOINTS, face_reading
 
 RIGID = (33, 133, 362, 263, 168, 6, 197, 195, 5, 4, 1, 2, 98, 327, 8, 9, 151, 10)  # eye corners, nose, forehead
 RIGID_FILE = Path(__file__).parents[1] / "assets" / "rigid_face.npy"
@@ -24,7 +26,8 @@ class Fit:
     """landmark = scale * rotation @ frontal + centre, for each of (...) faces.
 
     rotation: (..., 3, 3); scale: (...,) landmark units in one unit of the frontal face, which is the distance of the
-    mean face's outer eye corners; centre: (..., 3), between these corners, in landmark units.
+    mean face's outer eye corners; centre: (..., 3), between these corners, in landmark units, or (..., 2) where a
+    motion is all that is known.
     """
 
     rotation: np.ndarray
@@ -56,6 +59,31 @@ def fit(landmarks: np.ndarray) -> Fit:
 def frontalised(landmarks: np.ndarray) -> np.ndarray:
     """Each face of (..., 478, 3) turned to the front, in outer eye distances of the mean face."""
     return fit(landmarks).frontal(landmarks)
+
+
+@lru_cache(maxsize=1)
+def view_reading() -> np.ndarray:
+    """From the keypoints on the face to the affine view of the mean face that fits best: (55, 2, 4) float32.
+
+    [54 numbers of the nine mesh keypoints, 1] times it is [A t], A (2, 3), t (2, 1), in a crop's [-1, 1] coordinates: a
+    point p of `mean_face` is seen at A p + t.
+    """
+    face = np.concatenate([mean_face(), np.ones((len(mean_face()), 1), np.float32)], 1)
+    points = face_reading().reshape(-1, len(face), 2)
+    return np.einsum("jp,npi->nij", np.linalg.pinv(face), points).astype(np.float32)
+
+
+def fit_motion(motion: np.ndarray) -> Fit:
+    """`fit` of the faces behind motion (..., 60) of the compact reenactor; their third dimension follows from two.
+
+    The rotation's first two rows are those nearest to the view's. centre: (..., 2).
+    """
+    view = motion[..., : MESH_KEYPOINTS * N_VALUES] @ view_reading()[:-1].reshape(-1, 8) + view_reading()[-1].ravel()
+    view = view.reshape(*motion.shape[:-1], 2, 4).astype(np.float64)
+    u, values, vt = np.linalg.svd(view[..., :3], full_matrices=False)
+    rows = u @ vt
+    rotation = np.concatenate([rows, np.cross(rows[..., 0, :], rows[..., 1, :])[..., None, :]], -2)
+    return Fit(rotation, values.mean(-1), view[..., 3])
 
 
 def _similarity(template: np.ndarray, points: np.ndarray) -> Fit:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from mssync.metrics.frechet import frechet_distance
-from mssync.metrics.frontal import fit
+from mssync.metrics.frontal import Fit, fit, fit_motion
 from mssync.video import FPS
 
 ANGLES = 3  # yaw, pitch and roll come first in a pose
@@ -32,7 +32,15 @@ def head_poses(landmarks: np.ndarray) -> np.ndarray:
     tilts clockwise in the picture; all are about 0 for a face from the front. The place is that between the eyes
     against its mean over the clip, in outer eye distances.
     """
-    found = fit(landmarks)
+    return _poses(fit(landmarks))
+
+
+def motion_poses(motion: np.ndarray) -> np.ndarray:
+    """`head_poses` of the faces behind a motion (T, 60) of the compact reenactor, before any picture is drawn."""
+    return _poses(fit_motion(motion))
+
+
+def _poses(found: Fit) -> np.ndarray:
     across, down = found.rotation[..., 0], found.rotation[..., 1]
     yaw = np.arctan2(across[:, 2], np.hypot(across[:, 0], across[:, 1]))
     pitch = np.arctan2(down[:, 2], np.hypot(down[:, 0], down[:, 1]))

@@ -22,6 +22,7 @@ from torch import Tensor
 from mssync.audio import AUDIO_PER_VIDEO
 from mssync.data.sequences import Sequence as Clip
 from mssync.metrics.estimates import Estimate, mean
+from mssync.metrics.head import HeadFigures, head_figures, motion_poses
 from mssync.pyramid import pyramid
 from mssync.syncer import MAX_OFFSET, MOTION_WINDOW, Syncer, SyncerPyramid
 from mssync.video import FPS
@@ -234,7 +235,7 @@ def _p(gains: Sequence[float]) -> float:
 @dataclass(frozen=True)
 class Minute:
     """What a minute of generated motion is like: spread of the keypoints (mean standard deviation), mean distance from
-    the start, mean absolute acceleration (jitter), and confidence at each level."""
+    the start, mean absolute acceleration (jitter), confidence at each level, and the head (None: no mesh tells it)."""
 
     minute: int
     spread: float
@@ -242,10 +243,14 @@ class Minute:
     jitter: float
     largest_step: float
     confidences: list[float]
+    head: HeadFigures | None
 
 
-def minutes(syncers: SyncerPyramid, motion: Tensor, audio: Tensor) -> list[Minute]:
-    """Generated motion (T, 60) and its audio (4T, 26), minute by minute; what is left of less than half one is cut."""
+def minutes(syncers: SyncerPyramid, motion: Tensor, audio: Tensor, mesh: bool = True) -> list[Minute]:
+    """Generated motion (T, 60) and its audio (4T, 26), minute by minute; what is left of less than half one is cut.
+
+    mesh: the keypoints are the compact reenactor's, which tell how the head is turned.
+    """
     size, found = 60 * FPS, []
     for start in range(0, len(motion) - size // 2 + 1, size):
         part = motion[start : start + size]
@@ -258,6 +263,7 @@ def minutes(syncers: SyncerPyramid, motion: Tensor, audio: Tensor) -> list[Minut
                 jitter(part),
                 float(part.diff(dim=0).abs().mean(1).max()),
                 [s.confidence for s in score(syncers, part, sound, "", "")],
+                head_figures(motion_poses(part.numpy())) if mesh else None,
             )
         )
     return found

@@ -40,6 +40,7 @@ RIGID = (0, 1, 2, 3, 4, 5)  # eyes, nose, cheeks, forehead: see mesh.ANCHORS
 BODY = MESH_KEYPOINTS  # index of the learned keypoint
 MOTIONS = N_KEYPOINTS + 2  # background, keypoints, mesh
 EYES, NOSE = [0, 1], 2  # indices of keypoints
+LAYOUT = torch.channels_last  # of what convolutions read: they turn around what comes otherwise, which takes longer
 LID_SHARE = 0.7  # of the eyelids in the Jacobian by which an eye is warped; the rest is the nose's
 
 
@@ -206,22 +207,19 @@ class DenseMotion(nn.Module):
         surface, near = spread(here, there - here, MOTION_SIZE)
         opened, was_open = openings(here, FIELD_SIZE), openings(there, FIELD_SIZE)
         source, driving = steadied(source), steadied(driving)
-        offsets = self.sparse_offsets(source, driving, FIELD_SIZE)  # (B, 11, 128, 128, 2)
-        offsets = torch.cat([offsets, _enlarged(surface)[:, None]], 1)  # (B, 12, 128, 128, 2)
         coarse = torch.cat([self.sparse_offsets(source, driving, MOTION_SIZE), surface[:, None]], 1)
         heat = gaussians(driving[..., :2], MOTION_SIZE) - gaussians(source[..., :2], MOTION_SIZE)
         heat = torch.cat([torch.zeros_like(near), heat, near], 1)  # the background has no keypoint
-        batch = offsets.shape[0]
+        batch = coarse.shape[0]
         small = small.expand(batch, -1, -1, -1).repeat_interleave(MOTIONS, 0)
         moved = warp(small, coarse.flatten(0, 1)).unflatten(0, (batch, MOTIONS))
         inputs = torch.cat([heat.unsqueeze(2), moved * 2 - 1], 2).flatten(1, 2)
         organs = F.avg_pool2d(torch.cat([opened, was_open.expand_as(opened)], 1), 2)
         features = self.hourglass(torch.cat([inputs, organs], 1), change)
         masks, correction, finest = self.fine(features).float().split((MOTIONS, 2, 1), 1)
+        offset, farthest = merged(masks.softmax(1), affine_offsets(source, driving), _enlarged(surface))
         # How far anything moves: nothing is corrected or generated in a picture that stays as it is.
-        # (Detached: the root has no slope at rest.)
-        moving = 1 - torch.exp(-offsets.detach().square().sum(-1).amax(1, keepdim=True).sqrt() / STILL)
-        offset = (masks.softmax(1)[..., None] * offsets).sum(1)
+        moving = 1 - torch.exp(-farthest / STILL)
         offset = offset + 0.1 * (moving * correction.tanh()).permute(0, 2, 3, 1)
         middle, low = self.coarse(features).float().sigmoid().split(1, 1)
         opened = torch.cat([opened, warp(was_open, offset)], 1)
@@ -234,12 +232,39 @@ class DenseMotion(nn.Module):
 
         T(z) = p_S + J_S J_D^-1 (z - p_D)  (FOMM eq. 4); returns T(z) - z, (B, 11, size, size, 2).
         """
-        (p_s, j_s), (p_d, j_d) = split(source), split(driving)
-        affine = j_s @ inverse(j_d)  # (B, 10, 2, 2)
-        grid = coordinate_grid(size, driving)
-        local = grid - p_d[:, :, None, None]
-        target = torch.einsum("bkij,bkhwj->bkhwi", affine, local) + p_s[:, :, None, None]
-        return F.pad(target - grid, (0, 0, 0, 0, 0, 0, 1, 0))
+        across, down, constant = (x[:, :, None, None] for x in affine_offsets(source, driving).unbind(-1))
+        z = coordinate_grid(size, driving)
+        # What grows along a row and what grows along a column: one sum of full size.
+        offset = across * z[:1, :, :1] + (down * z[:, :1, 1:] + constant)
+        return F.pad(offset, (0, 0, 0, 0, 0, 0, 1, 0))
+
+
+@exact_geometry
+def affine_offsets(source: Tensor, driving: Tensor) -> Tensor:
+    """T(z) - z of `DenseMotion.sparse_offsets` as linear maps of [x, y, 1], (B, 10, 2, 3)."""
+    (p_s, j_s), (p_d, j_d) = split(source), split(driving)
+    affine = j_s @ inverse(j_d)
+    constant = p_s[..., None] - affine @ p_d[..., None]
+    return torch.cat([affine - torch.eye(2, device=affine.device), constant], -1)
+
+
+@exact_geometry
+def merged(masks: Tensor, affine: Tensor, surface: Tensor) -> tuple[Tensor, Tensor]:
+    """The dense field of all motions (B, s, s, 2), and how far any of them moves a pixel (B, 1, s, s).
+
+    The latter has no gradient: the root has no slope at rest.
+    masks (B, 12, s, s) sum to 1 over background, which does not move, `affine_offsets` (B, 10, 2, 3) and the mesh's
+    offset, surface (B, s, s, 2). The weighted sum of affine maps is one at every pixel; no offset is computed for it.
+    """
+    size = masks.shape[-1]
+    z = coordinate_grid(size, masks).flatten(0, 1)
+    z = torch.cat([z, torch.ones_like(z[:, :1])], 1).T  # (3, s · s)
+    weights = masks.flatten(2)
+    maps = affine.flatten(2).transpose(1, 2) @ weights[:, 1:-1]  # (B, 2 · 3, s · s)
+    offset = (maps.unflatten(1, (2, 3)) * z).sum(2) + weights[:, -1:] * surface.flatten(1, 2).transpose(1, 2)
+    each = (affine.detach().flatten(1, 2) @ z).square_().unflatten(1, (-1, 2)).sum(2)  # (B, 10, s · s)
+    farthest = torch.maximum(each.amax(1), surface.detach().square().sum(-1).flatten(1)).sqrt()
+    return offset.transpose(1, 2).unflatten(1, (size, size)), farthest.view(-1, 1, size, size)
 
 
 def _enlarged(offset: Tensor) -> Tensor:
@@ -293,12 +318,12 @@ class Painter(nn.Module):
         """change: driving minus source motion (B, 60)
         -> generated (B, 3, s, s) in [0, 1] and its share (B, 1, s, s) in [0, 1], before `moving`."""
         half, quarter, eighth = (
-            _occluded(warp(f, field.offset, field.view), seen).to(f.dtype)
+            _occluded(warp(f, field.offset, field.view), seen).to(f.dtype, memory_format=LAYOUT)
             for f, seen in zip(features, field.occlusion, strict=True)
         )
         x = self.enter(torch.cat([eighth, _resized(field.features, eighth)], 1))
         x = upsample(self.up_quarter(self.trunk(x + self.hint(change)[..., None, None])))
-        opened = field.opened.to(x.dtype)
+        opened = field.opened.to(x.dtype, memory_format=LAYOUT)
         drawn = [x, quarter, _resized(field.features, quarter), _resized(opened, quarter)]
         x = upsample(self.up_half(self.merge_quarter(torch.cat(drawn, 1))))
         out = self.head(self.merge_half(torch.cat([x, half, _resized(opened, half)], 1))).float().sigmoid()
@@ -373,7 +398,7 @@ class CompactReenactor(nn.Module):
                 if isinstance(module, nn.Sequential):
                     _fold_batch_norms(module)
         self.fast = _computes_bfloat16(next(self.parameters()).device)
-        return self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return self.to(memory_format=LAYOUT)  # type: ignore[call-overload]
 
     def keypoints(self, image: Tensor, landmarks: Tensor | None = None) -> Tensor:
         """(B, 3, s, s) in [0, 1] -> motion (B, 10, 6).

@@ -6,13 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mssync.audio import AUDIO_PER_VIDEO
-from mssync.config import Config
+from mssync.config import Config, GeneratorTraining
 from mssync.data.sequences import Sequence, SequenceBatches, read_sequences, validation_batches
 from mssync.discriminator import (
     FrameDiscriminator,
@@ -21,28 +20,16 @@ from mssync.discriminator import (
     generator_loss,
 )
 from mssync.errors import InputError
-from mssync.faces import INNER_LIPS
 from mssync.generator import Generator
-from mssync.metrics.frontal import mean_face
-from mssync.reenact import N_VALUES
-from mssync.reenact.mesh import (
-    LEFT_LIDS,
-    LOWER_LIP,
-    MESH_KEYPOINTS,
-    RIGHT_LIDS,
-    UPPER_LIP,
-    face_reading,
-)
 from mssync.syncer import MultiScaleSyncLoss, SyncerPyramid
 from mssync.training.common import Average, Run, launched
+from mssync.training.face import Face
 from mssync.weights import load_model, save_model
 
 VALIDATE_EVERY = 250  # steps
 VALIDATION_BATCHES = 4
 SPEAKING = 16  # frames after which pieces fall silent, where some do
 CLOSING = 6  # frames that a mouth then has to close
-UNIT = 0.02  # in [-1, 1] coordinates: about what the points of speaking lips deviate from their mean
-EVERY = 6  # points of the mesh between two at which the face's shape is compared, lids apart, which all count
 
 
 @dataclass
@@ -62,54 +49,6 @@ class _Parts:
 def reconstruction_loss(motion: Tensor, generated: Tensor) -> Tensor:
     """Eq. 14: squared L2 distance of whole sequences (B, T, 60), mean over the batch."""
     return (motion - generated).square().sum((1, 2)).mean()
-
-
-class Face(nn.Module):
-    """The face behind the motion of the compact reenactor, whose keypoints tell the whole mesh, linearly (ours).
-
-    The sum over 60 numbers of eq. 14 is mostly where the head is. What a viewer looks at first are the lips, and
-    that the rest of the face keeps its shape; both are small in it.
-    """
-
-    lips: Tensor  # (1 + 54, 2 points): from the mesh keypoints to the points of the lips, less their mean
-    shape: Tensor  # (1 + 54, 2 points): to points of the whole face, less the view of the mean face that fits best
-
-    def __init__(self) -> None:
-        super().__init__()
-        reading = torch.from_numpy(face_reading().astype(np.float32)).unflatten(1, (-1, 2))  # (55, 478, 2)
-        mouth = sorted({*UPPER_LIP, *LOWER_LIP})
-        self.inner = [mouth.index(n) for n in INNER_LIPS]
-        self.register_buffer("lips", (reading[:, mouth] - reading[:, mouth].mean(1, keepdim=True)).flatten(1))
-        face = F.pad(torch.from_numpy(mean_face()), (0, 1), value=1.0)
-        bent = reading - torch.einsum("pq,nqi->npi", face @ torch.linalg.pinv(face), reading)
-        points = sorted({*LEFT_LIDS, *RIGHT_LIDS, *range(0, reading.shape[1], EVERY)})
-        self.register_buffer("shape", bent[:, points].flatten(1))
-
-    def lips_loss(self, motion: Tensor, generated: Tensor) -> Tensor:
-        """Eq. 14 of the lips: squared distances of sequences (B, T, 60), mean over points and batch, in UNIT."""
-        return _apart(_points(self.lips, motion), _points(self.lips, generated))
-
-    def shape_loss(self, motion: Tensor, generated: Tensor) -> Tensor:
-        """The same of the face as a whole, wherever it is, however large and turned (an affine view of it in space)."""
-        return _apart(_points(self.shape, motion), _points(self.shape, generated))
-
-    def opening(self, motion: Tensor) -> Tensor:
-        """How far the mouth is open, of motion (..., 60) -> (...), in [-1, 1] coordinates."""
-        upper, lower = _points(self.lips, motion)[..., self.inner, :].unbind(-2)
-        return (lower - upper).norm(dim=-1)
-
-    def closing_loss(self, generated: Tensor) -> Tensor:
-        """Squared openings of mouths that should be closed, (B, T, 60) -> scalar; summed over time as `lips_loss`."""
-        return (self.opening(generated) / UNIT).square().sum(1).mean()
-
-
-def _points(reading: Tensor, motion: Tensor) -> Tensor:
-    """Motion (..., 60) -> points (..., n, 2), in [-1, 1] coordinates."""
-    return (motion[..., : MESH_KEYPOINTS * N_VALUES] @ reading[:-1] + reading[-1]).unflatten(-1, (-1, 2))
-
-
-def _apart(a: Tensor, b: Tensor) -> Tensor:
-    return ((a - b) / UNIT).square().sum(-1).mean(-1).sum(1).mean()
 
 
 def train(
@@ -267,14 +206,18 @@ def _step(fabric: Any, parts: _Parts, batch: list[Tensor], config: Config) -> di
     adversarial = _judged(parts, generated)
     speaking = len(motion) - quiet
     silent, motion, audio, generated = generated[speaking:], motion[:speaking], audio[:speaking], generated[:speaking]
-    synchrony, levels = parts.synchrony(generated, audio)
+    synchrony, levels = _synchrony(parts, settings, motion, generated, audio)
     reconstruction = reconstruction_loss(motion, generated)
     loss = settings.lambda_av * synchrony + settings.lambda_adv * adversarial + settings.lambda_rec * reconstruction
     values = {"rec": reconstruction, "adv": adversarial, "d_frame": frame_loss, "d_seq": sequence_loss}
     if parts.face is not None:
         values["lips"] = parts.face.lips_loss(motion, generated)
         values["shape"] = parts.face.shape_loss(motion, generated)
-        loss = loss + settings.lambda_lips * values["lips"] + settings.lambda_shape * values["shape"]
+        values["pose"] = parts.face.pose_loss(motion, generated)
+        for name, weight in (
+            ("lips", settings.lambda_lips), ("shape", settings.lambda_shape), ("pose", settings.lambda_pose)
+        ):  # fmt: skip
+            loss = loss + weight * values[name]
         if quiet:
             values["closing"] = parts.face.closing_loss(silent[:, SPEAKING + CLOSING :])
             loss = loss + settings.lambda_lips * values["closing"]
@@ -285,6 +228,19 @@ def _step(fabric: Any, parts: _Parts, batch: list[Tensor], config: Config) -> di
     parts.generator_optimizer.step()
     values |= {f"sync{i + 1}": -level for i, level in enumerate(levels)}
     return {name: float(value.detach()) for name, value in values.items()}
+
+
+def _synchrony(
+    parts: _Parts, settings: GeneratorTraining, motion: Tensor, generated: Tensor, audio: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """The synchrony loss (eq. 6) and its terms; a term better than the ceiling has no slope."""
+    total, terms = parts.synchrony(generated, audio)
+    if settings.sync_ceiling is None:
+        return total, terms
+    with torch.no_grad():
+        real = parts.synchrony(motion, audio)[1]
+    held = torch.stack([torch.maximum(a, settings.sync_ceiling * b) for a, b in zip(terms, real, strict=True)])
+    return (held.mean() if settings.sync_reduction == "mean" else held.sum()), terms
 
 
 def _judged(parts: _Parts, generated: Tensor) -> Tensor:
@@ -312,10 +268,17 @@ def _validate(parts: _Parts, checks: list[tuple[Tensor, ...]]) -> dict[str, floa
         row = {f"{k}{i + 1}": -float(v) for k, x in scored.items() for i, v in enumerate(parts.synchrony(x, audio)[1])}
         row["val_rec"] = float(reconstruction_loss(motion, generated))
         if parts.face is not None:
+            row["val_pose"] = float(parts.face.pose_loss(motion, generated))
+            row["val_spread"] = float(_spread(parts.face.pose(generated)) / _spread(parts.face.pose(motion)))
             row["val_mouth"] = _correlation(parts.face.opening(motion), parts.face.opening(generated))
         row["val_speed"] = float(generated.diff(dim=1).abs().mean() / motion.diff(dim=1).abs().mean())
         rows.append(row)
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+
+def _spread(poses: Tensor) -> Tensor:
+    """Deviation over time of poses (B, T, n), over the batch."""
+    return poses.std(1).square().mean().sqrt()
 
 
 def _correlation(a: Tensor, b: Tensor) -> float:
