@@ -9,7 +9,8 @@ import torch
 pytest.importorskip("scipy", reason="needs mssync[eval]")
 
 from mssync.data.sequences import Sequence
-from mssync.metrics import synchrony
+from mssync.metrics import motions, synchrony
+from mssync.reenact.mesh import canonical_face, mesh_motion
 from mssync.syncer import Syncer, SyncerPyramid
 
 
@@ -95,3 +96,28 @@ def test_minutes_of_a_still_face_and_of_one_that_shakes(syncers: SyncerPyramid) 
     assert synchrony.minutes(syncers, still, audio, mesh=False)[0].head is None
     assert synchrony.jitter(shaking) == pytest.approx(0.2)
     assert synchrony.minutes(syncers, shaking, audio)[1].largest_step == pytest.approx(0.1)
+
+
+# Motion beside the real one
+
+
+def test_motion_is_compared_with_the_real_one() -> None:
+    random = torch.Generator().manual_seed(0)
+    clips = []
+    for n in range(3):
+        clip = random_clip(str(n), 60, n)
+        rest = torch.from_numpy(np.pad(mesh_motion(canonical_face()).reshape(54), (0, 6)))
+        clip.motion = rest + 0.01 * torch.randn(60, 60, generator=random).cumsum(0)
+        clips.append(clip)
+    halved = [(clip.motion[:1] + 0.5 * (clip.motion - clip.motion[:1])) for clip in clips]
+    systems = {s.name: s for s in motions.compare(clips, {"half": halved})}
+    assert list(systems) == ["real", "still", "motion of another clip", "half"]
+    real, still, half = (systems[name].figures for name in ("real", "still", "half"))
+    assert (real["mouth_r"].value, real["lips"].value, real["jitter"].value) == pytest.approx((1, 0, 1))
+    assert still["mouth_r"].clips == 0  # it has none
+    assert (still["opening"].value, still["jitter"].value) == pytest.approx((0, 0), abs=1e-6)
+    assert still["lips"].value == pytest.approx(2 * half["lips"].value, rel=1e-4)
+    assert half["jitter"].value == pytest.approx(0.5, rel=1e-4)
+    assert 0 < half["speed"].value < real["speed"].value
+    assert systems["real"].pose_distance == pytest.approx(0, abs=1e-6)
+    assert systems["half"].pose_distance < systems["still"].pose_distance

@@ -27,7 +27,7 @@ from mssync.reenact.mesh import LOWER_LIP, UPPER_LIP, canonical_face, mesh_motio
 from mssync.reenact.surface import Surface
 from mssync.syncer import info_nce
 from mssync.training import generator, reenactor, syncer
-from mssync.training.face import UNIT, Face, pose_spectra
+from mssync.training.face import UNIT, FaceLosses, pose_spectra
 from mssync.weights import load_model, read_metadata
 
 CLIPS = 3
@@ -66,7 +66,7 @@ def test_lips_are_read_from_keypoints() -> None:
     wider[..., LOWER_LIP, 1] += 0.02
     flat, read = (torch.from_numpy(mesh_motion(m.numpy())).flatten(2) for m in (mesh, wider))
     flat, read = (torch.nn.functional.pad(m, (0, 6)) for m in (flat, read))  # the keypoint of the body
-    face = Face()
+    face = FaceLosses()
     gap = (wider[..., 14, :] - wider[..., 13, :]).norm(dim=-1)
     torch.testing.assert_close(face.opening(read), gap, atol=0.004, rtol=0)
     assert float(face.lips_loss(flat, flat)) == 0
@@ -92,8 +92,8 @@ def nodding(frames: int, phase: float = 0.0, size: float = 1.0) -> torch.Tensor:
 
 
 def test_pose_loss_wants_as_much_motion_whenever_it_comes() -> None:
-    face, real = Face(), nodding(66)
-    late, lively, still = nodding(66, 1.0), nodding(66, 1.0, 1.5), nodding(66, size=0)
+    face, real = FaceLosses(), nodding(66)
+    late, lively, still = nodding(66, 1.0), nodding(66, 1.0, 1.2), nodding(66, size=0)
     assert float(face.pose_loss(real, real)) == 0
     assert float(face.pose_loss(real, still)) == pytest.approx(1, abs=0.15)  # some channels do not move
     assert float(face.pose_loss(real, late)) < 0.1
@@ -108,7 +108,7 @@ def test_pose_loss_wants_as_much_motion_whenever_it_comes() -> None:
 
 
 def test_turning_does_not_skew_a_face_but_stretching_does() -> None:
-    face, real = Face(), nodding(20, size=0)
+    face, real = FaceLosses(), nodding(20, size=0)
     stretched = real.clone()
     stretched[..., 1:54:6] *= 1.2  # heights of the keypoints
     assert float(face.skew_loss(real, real)) == 0

@@ -90,16 +90,31 @@ def eval_animation(
     print_figures(f"{len(figures)} videos in {output}", summary(figures))
 
 
+ModelsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME[=PATH]", help="A generator: compact, or LABEL=FILE|DIR. Give several.", show_default=False
+    ),
+]
+MOTION_ROWS = {
+    "mouth_r": "r of mouth opening with the real one ↑",
+    "opening": "its deviation over the real one",
+    "lips": "lips from the real ones, pixels of 256 ↓",
+    "shape": "shape of the face from the real one, pixels ↓",
+    "speed": "speed of the head, °/s",
+    "yaw": "range of yaw, °",
+    "pitch": "range of pitch, °",
+    "roll": "range of roll, °",
+    "place": "range of place, eye distances",
+    "jitter": "jitter over the real one",
+}
+
+
 @eval_app.command("sync")
 def eval_sync(
     data: Annotated[Path, typer.Option(metavar="DIR", help="Prepared folder with motion (`mssync extract`).")],
     split: SplitOption = "val",
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME[=PATH]", help="A generator: compact, or LABEL=FILE|DIR. Give several.", show_default=False
-        ),
-    ] = None,
+    model: ModelsOption = None,
     syncers: SyncersOption = None,
     min_seconds: Annotated[float, typer.Option(metavar="F", min=1, help="Leave out shorter clips.")] = 3.0,
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE.csv", help="One row a clip.")] = None,
@@ -168,6 +183,52 @@ def _print_lines(lines: Any, title: str) -> None:
         cells = [f"{e.value:.2f} ({e.low:.2f} to {e.high:.2f})" if e.clips else "" for e in figures]
         ps = ["" if p != p else f"{p:.2g}" for p in (line.p_offset, line.p_confidence)]
         table.add_row(line.system, f"{line.milliseconds} ms", *cells, *ps)
+    Console().print(table)
+
+
+@eval_app.command("motion")
+def eval_motion(
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Prepared folder with motion (`mssync extract`).")],
+    split: SplitOption = "val",
+    model: ModelsOption = None,
+    min_seconds: Annotated[float, typer.Option(metavar="F", min=1, help="Leave out shorter clips.")] = 3.0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE.json", help="The table, for machines.")
+    ] = None,
+) -> None:
+    """Lips, shape of the face and head of generated motion against the real one, before a picture is drawn."""
+    check_prepared(data)
+    check_files([], [(json_file, ".json")])
+    need("scipy", "eval")
+    from dataclasses import asdict
+
+    from mssync.data.sequences import read_sequences
+    from mssync.metrics import motions
+    from mssync.metrics.synchrony import roll_out
+    from mssync.video import FPS
+
+    generators = _generators(model or ["compact"])
+    clips = read_sequences(
+        data, split, round(min_seconds * FPS), live=any(g.config.lookahead is not None for g in generators.values())
+    )
+    made = {label: [roll_out(generator, clip) for clip in clips] for label, generator in generators.items()}
+    systems = motions.compare(clips, made)
+    if json_file is not None:
+        write_json(json_file, {"split": split, "clips": len(clips), "systems": [asdict(system) for system in systems]})
+    _print_systems(systems, f"{split}: {len(clips)} clips, 95 % intervals over clips")
+
+
+def _print_systems(systems: Any, title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", *(system.name for system in systems), title=title, title_justify="left")
+    for name in systems[0].figures:
+        cells = [system.figures[name] for system in systems]
+        table.add_row(
+            MOTION_ROWS[name], *(f"{e.value:.2f} ({e.low:.2f} to {e.high:.2f})" if e.clips else "" for e in cells)
+        )
+    table.add_row("Fréchet distance of head poses ↓", *(f"{system.pose_distance:.1f}" for system in systems))
     Console().print(table)
 
 

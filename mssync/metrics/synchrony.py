@@ -130,11 +130,16 @@ def conditions(syncers: SyncerPyramid, clips: Sequence[Clip]) -> list[Score]:
 def baselines(syncers: SyncerPyramid, clips: Sequence[Clip]) -> list[Score]:
     """Speech with a face that stays still, and with the real motion of another clip, begun where this one begins."""
     found = []
-    for clip, other in zip(clips, _others(clips), strict=True):
-        borrowed = _as_long(other.motion, len(clip.motion))
+    for clip, motion in zip(clips, borrowed(clips), strict=True):
         found += score(syncers, clip.motion[:1].expand_as(clip.motion), clip.audio, STILL, clip.name)
-        found += score(syncers, clip.motion[0] + borrowed - borrowed[0], clip.audio, BORROWED, clip.name)
+        found += score(syncers, motion, clip.audio, BORROWED, clip.name)
     return found
+
+
+def borrowed(clips: Sequence[Clip]) -> list[Tensor]:
+    """For each clip the real motion of another one, begun where this one begins, there and back as long as it lasts."""
+    others = [_as_long(other.motion, len(clip.motion)) for clip, other in zip(clips, _others(clips), strict=True)]
+    return [clip.motion[0] + motion - motion[0] for clip, motion in zip(clips, others, strict=True)]
 
 
 def generated(syncers: SyncerPyramid, generator: Any, clips: Sequence[Clip], system: str) -> list[Score]:

@@ -6,14 +6,10 @@ first are the lips, that the rest of the face keeps its shape, and that the head
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mssync.faces import INNER_LIPS
-from mssync.metrics.frontal import mean_face, view_reading
-from mssync.reenact import N_VALUES
-from mssync.reenact.mesh import LEFT_LIDS, LOWER_LIP, MESH_KEYPOINTS, RIGHT_LIDS, UPPER_LIP, face_reading
+from mssync.metrics.face import Face
 from mssync.video import FPS
 
 UNIT = 0.02  # in [-1, 1] coordinates: about what the points of speaking lips deviate from their mean
@@ -21,38 +17,21 @@ POSE_WINDOWS = (16, 32, 64)  # frames of the spectra of head motion, where roll-
 POSE_BAND = 5.0  # Hz; above, it is mostly the mesh that trembles
 TINY = 1e-10  # a root has a slope at nothing
 SKEW = 0.1  # weight of a skewed view in `Face.shape_loss`
-EVERY = 6  # points of the mesh between two at which the face's shape is compared, lids apart, which all count
 
 
-class Face(nn.Module):
-    """The face behind the motion of the compact reenactor, whose keypoints tell the whole mesh, linearly."""
-
-    lips: Tensor  # (1 + 54, 2 points): from the mesh keypoints to the points of the lips, less their mean
-    shape: Tensor  # (1 + 54, 2 points): to points of the whole face, less the view of the mean face that fits best
-    view: Tensor  # (1 + 54, 2 · 4): to that view, [A t] with A (2, 3): point = A @ point of the mean face + t
-
-    def __init__(self) -> None:
-        super().__init__()
-        reading = torch.from_numpy(face_reading().astype(np.float32)).unflatten(1, (-1, 2))  # (55, 478, 2)
-        mouth = sorted({*UPPER_LIP, *LOWER_LIP})
-        self.inner = [mouth.index(n) for n in INNER_LIPS]
-        self.register_buffer("lips", (reading[:, mouth] - reading[:, mouth].mean(1, keepdim=True)).flatten(1))
-        view = torch.from_numpy(view_reading())
-        self.register_buffer("view", view.flatten(1))
-        bent = reading - torch.einsum("pj,nij->npi", torch.from_numpy(mean_face()), view[..., :3]) - view[:, None, :, 3]
-        points = sorted({*LEFT_LIDS, *RIGHT_LIDS, *range(0, reading.shape[1], EVERY)})
-        self.register_buffer("shape", bent[:, points].flatten(1))
+class FaceLosses(Face):
+    """Losses of generated motion (B, T, 60) against the real one; sums over time, means over points and batch."""
 
     def lips_loss(self, motion: Tensor, generated: Tensor) -> Tensor:
         """Eq. 14 of the lips: squared distances of sequences (B, T, 60), mean over points and batch, in UNIT."""
-        return _apart(_points(self.lips, motion), _points(self.lips, generated))
+        return _apart(self.lips(motion), self.lips(generated))
 
     def shape_loss(self, motion: Tensor, generated: Tensor) -> Tensor:
         """The same of the face as a whole, wherever it is, however large and turned, and SKEW times `skew_loss`.
 
         Points are compared less the affine view of the mean face, in space, that fits each frame best.
         """
-        apart = _apart(_points(self.shape, motion), _points(self.shape, generated))
+        apart = _apart(self.shape(motion), self.shape(generated))
         return apart + SKEW * self.skew_loss(motion, generated)
 
     def pose_loss(self, motion: Tensor, generated: Tensor) -> Tensor:
@@ -73,35 +52,17 @@ class Face(nn.Module):
             losses.append(((own + together) / (2 * power)).mean())
         return torch.stack(losses).mean()
 
-    def pose(self, motion: Tensor) -> Tensor:
-        """Motion (..., 60) -> (..., 6): across, down, size, roll, yaw and pitch of the head, linear in motion.
-
-        In [-1, 1] coordinates; of the last four, by how much they move a point an eye distance away.
-        """
-        (xx, xy, xz, x), (yx, yy, yz, y) = (row.unbind(-1) for row in _points(self.view, motion, 4).unbind(-2))
-        return torch.stack([x, y, (xx + yy) / 2, (yx - xy) / 2, xz, yz], dim=-1)
-
     def skew_loss(self, motion: Tensor, generated: Tensor) -> Tensor:
         """What turning a head cannot do to its picture: rows of A of other lengths, or not at right angles.
 
         Squared differences to the real sequence's (B, T, 60), in UNIT; as `shape_loss`.
         """
-        a, b = (_skew(_points(self.view, x, 4)[..., :3]) for x in (motion, generated))
+        a, b = (_skew(self.view(x)[..., :3]) for x in (motion, generated))
         return ((a - b) / UNIT).square().sum(-1).sum(1).mean()
-
-    def opening(self, motion: Tensor) -> Tensor:
-        """How far the mouth is open, of motion (..., 60) -> (...), in [-1, 1] coordinates."""
-        upper, lower = _points(self.lips, motion)[..., self.inner, :].unbind(-2)
-        return (lower - upper).norm(dim=-1)
 
     def closing_loss(self, generated: Tensor) -> Tensor:
         """Squared openings of mouths that should be closed, (B, T, 60) -> scalar; summed over time as `lips_loss`."""
         return (self.opening(generated) / UNIT).square().sum(1).mean()
-
-
-def _points(reading: Tensor, motion: Tensor, size: int = 2) -> Tensor:
-    """Motion (..., 60) -> points (..., n, size), in [-1, 1] coordinates."""
-    return (motion[..., : MESH_KEYPOINTS * N_VALUES] @ reading[:-1] + reading[-1]).unflatten(-1, (-1, size))
 
 
 def _skew(view: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from mssync.errors import InputError
 from mssync.generator import Generator
 from mssync.syncer import MultiScaleSyncLoss, SyncerPyramid
 from mssync.training.common import Average, Run, launched
-from mssync.training.face import Face
+from mssync.training.face import FaceLosses
 from mssync.weights import load_model, save_model
 
 VALIDATE_EVERY = 250  # steps
@@ -43,7 +43,7 @@ class _Parts:
     discriminator_optimizer: Any
     synchrony: MultiScaleSyncLoss
     average: Average
-    face: Face | None
+    face: FaceLosses | None
 
 
 def reconstruction_loss(motion: Tensor, generated: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ def _build(config: Config, sequences: list[Sequence], synchrony: MultiScaleSyncL
         torch.optim.Adam(both, settings.lr_discriminator, betas=settings.betas),
         synchrony,
         Average(generator, settings.average),
-        Face() if settings.lambda_lips else None,
+        FaceLosses() if settings.lambda_lips else None,
     )
 
 
