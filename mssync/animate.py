@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mssync import weights
 from mssync.audio import SAMPLE_RATE, features, is_silent, live_features, load_audio, n_video_frames
+from mssync.cores import Cores
 from mssync.errors import InputError, PathLike
 from mssync.faces import Box, Face, FaceMesh, crop, crop_box, in_crop, largest_face, paste
 from mssync.motion import (
@@ -49,7 +50,7 @@ LIVE_FILE = "generator_live.safetensors"  # of the same folder: hears little of 
 REENACTORS = ("compact", "fomm")  # kinds of model files that draw faces
 DEVICES = ("cpu", "cuda", "mps")
 
-BATCH = 4  # frames rendered at once: enough to use two cores, few enough that memory is not asked for anew
+BATCH = 4  # frames that a core draws at once: with more, memory is asked for anew each time
 DETECT_EVERY = 5  # every how many frames a driving video is searched for the face, which fixes its crop
 MIN_SECONDS = 0.2  # the shortest speech: one window of the finest syncer
 MAX_PICTURE = 1920  # longest side of a video with the full picture, in pixels
@@ -155,9 +156,7 @@ def load(model: PathLike = "compact", device: str = "cpu", live: bool = False) -
                 f"{generator_file} was trained on the motion of another reenactor than {reenactor_file}; "
                 "train one on this motion (`mssync extract`, `mssync train generator`)"
             )
-    if metadata["kind"] == "compact":
-        reenactor = reenactor.for_rendering()
-    return Pipeline(reenactor, generator, audio_kind=kind, name=metadata["kind"], device=place)
+    return Pipeline(reenactor.for_rendering(), generator, audio_kind=kind, name=metadata["kind"], device=place)
 
 
 def model_files(model: PathLike, live: bool = False) -> tuple[Path, Path | None]:
@@ -214,6 +213,10 @@ class Pipeline:
     @cached_property
     def face_mesh(self) -> FaceMesh:
         return FaceMesh()  # late: building it takes a second, and some work needs no faces
+
+    @cached_property
+    def cores(self) -> Cores:
+        return Cores(self.device)
 
     @property
     def live(self) -> bool:
@@ -405,9 +408,15 @@ class Pipeline:
     def _prepare(self, image: np.ndarray, motion: np.ndarray) -> Any:
         return self.reenactor.prepare(_to_tensor(image, self.device), torch.from_numpy(motion).to(self.device))
 
-    @torch.inference_mode()
     def draw(self, portrait: Portrait, motion: np.ndarray, size: int) -> np.ndarray:
-        """Frames (B, size, size, 3) uint8 for motion (B, 10, 6)."""
+        """Frames (B, size, size, 3) uint8 for motion (B, 10, 6), drawn on all cores."""
+        share = min(BATCH, -(-len(motion) // self.cores.count))
+        parts = np.split(motion, range(share, len(motion), share))
+        return np.concatenate(list(self.cores.map(lambda part: self.draw_here(portrait, part, size), parts)))
+
+    @torch.inference_mode()
+    def draw_here(self, portrait: Portrait, motion: np.ndarray, size: int) -> np.ndarray:
+        """The same, in this thread."""
         frames = self.reenactor.render(portrait.state, torch.from_numpy(motion).to(self.device))
         if size != SIZE:
             frames = F.interpolate(frames, (size, size), mode="bicubic", antialias=size < SIZE)
@@ -427,13 +436,14 @@ class Pipeline:
         return Frames(frames, motion, audio, self.name, portrait.size)
 
     def _frames(self, portrait: Portrait, motion: GrowingMotion, size: int, paste_back: bool) -> Iterator[np.ndarray]:
-        for start in range(0, len(motion), BATCH):
-            batch = motion[start : start + BATCH]
-            if paste_back:
-                for frame in self.draw(portrait, batch, SIZE):
-                    yield paste(portrait.picture, portrait.box, frame)
-            else:
-                yield from self.draw(portrait, batch, size)
+        def drawn(start: int) -> list[np.ndarray]:
+            part = motion[start : start + BATCH]  # made here, as PyTorch's idle threads would be in the others' way
+            if not paste_back:
+                return list(self.draw_here(portrait, part, size))
+            return [paste(portrait.picture, portrait.box, frame) for frame in self.draw_here(portrait, part, SIZE)]
+
+        for frames in self.cores.map(drawn, range(0, len(motion), BATCH)):
+            yield from frames
 
 
 # Checks

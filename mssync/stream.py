@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from mssync.animate import BATCH, Pipeline, Portrait, check_options
+from mssync.animate import Pipeline, Portrait, check_options
 from mssync.audio import FeatureStream
 from mssync.errors import InputError, PathLike
 from mssync.motion import KEYPOINTS, VALUES, control, idle
@@ -84,8 +84,11 @@ class StreamingAnimator:
 
     def draw(self, motion: np.ndarray) -> list[np.ndarray]:
         """Frames for motion (n, 10, 6) that `push_motion` made."""
-        batches = (motion[start : start + BATCH] for start in range(0, len(motion), BATCH))
-        return [frame for batch in batches for frame in self.pipeline.draw(self.portrait, batch, self.size)]
+        return list(self.pipeline.draw(self.portrait, motion, self.size)) if len(motion) else []
+
+    def picture(self, motion: np.ndarray) -> np.ndarray:
+        """The frame of motion (10, 6), drawn in this thread."""
+        return self.pipeline.draw_here(self.portrait, motion[None], self.size)[0]
 
     def _motion(self, frames: list[torch.Tensor]) -> np.ndarray:
         if not frames:

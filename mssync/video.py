@@ -6,14 +6,12 @@ Everything streams: a reader or a writer holds a few frames at a time, however l
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
-from queue import Full, Queue
-from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import av
@@ -49,7 +47,6 @@ IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 CRF = "18"  # x264's constant quality: 18 is visually close to the input
 OUTPUT_SAMPLE_RATE = 48000  # an AAC frame of 1024 samples is then 21 ms, shorter than a video frame
 BT709 = 1  # the number of this colour space, its primaries and its transfer curve in H.264
-AHEAD = 16  # frames that may wait to be encoded: two batches of drawn ones
 
 
 # Images
@@ -384,8 +381,7 @@ def write_video(
 ) -> int:
     """Write frames and sound to an MP4 (H.264 yuv420p, 25 fps, AAC, fast start); return the number of frames.
 
-    The sound is cut, or filled up with silence, to the length of the picture. Frames are taken one at a time, in a
-    thread of their own: the next ones are made while others are encoded (see `ahead`).
+    The sound is cut, or filled up with silence, to the length of the picture. Frames are taken one at a time.
     The file appears under its name only when it is complete. Its metadata mark it as generated (see
     `mssync.provenance`): the description and an XMP packet do, and the comment unless you give another one.
 
@@ -406,7 +402,7 @@ def write_video(
     made = provenance.made_now(model or str(getattr(frames, "model", "")))
     words = provenance.statement(made)
     with written_whole(path, ".mp4") as temporary:
-        frames = ahead(frames)
+        frames = iter(frames)
         first = next(frames, None)
         if first is None:
             raise InputError(f"there are no frames to write to {path}")
@@ -426,8 +422,6 @@ def write_video(
                         container.mux(track.stream.encode(None))
         except av.FFmpegError as error:
             raise InputError(f"cannot write {path}: {error.strerror}") from error
-        finally:
-            frames.close()
         if generated:
             provenance.add_xmp(temporary, made)
         if signer is not None:
@@ -437,44 +431,6 @@ def write_video(
             finally:
                 unsigned.unlink()
         return picture.count
-
-
-def ahead(items: Iterable[T], count: int = AHEAD) -> Generator[T, None, None]:
-    """Pass items on, made in a thread of their own, which is at most `count` of them ahead.
-
-    What goes wrong there is raised here. Closed, or interrupted, it waits for the item that is being made, no longer.
-    """
-    waiting: Queue[tuple[T | None, BaseException | None]] = Queue(count)
-    over = Event()
-
-    def put(item: T | None, error: BaseException | None) -> None:
-        while not over.is_set():
-            with suppress(Full):
-                return waiting.put((item, error), timeout=0.1)
-
-    def work() -> None:
-        try:
-            for item in items:
-                put(item, None)
-                if over.is_set():
-                    return
-            put(None, StopIteration())
-        except BaseException as error:  # Ctrl-C as well, which tests raise here
-            put(None, error)
-
-    thread = Thread(target=work, name="mssync-ahead", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = waiting.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield item  # type: ignore[misc]
-    finally:
-        over.set()
-        thread.join()
 
 
 class _PictureTrack:

@@ -42,7 +42,8 @@ def test_frames_are_made_when_asked_for(talker, picture) -> None:
     frames = talker.animate(picture, speech(4))
     assert talker.reenactor.batches == []
     next(frames)
-    assert talker.reenactor.batches == [A.BATCH]
+    assert set(talker.reenactor.batches) == {A.BATCH}
+    assert len(talker.reenactor.batches) <= talker.cores.count + 1  # no more than the cores are busy with
     assert not torch.is_inference_mode_enabled()
 
 

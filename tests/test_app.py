@@ -22,6 +22,7 @@ from mssync.app import server
 from mssync.app.engine import TURN_FRAMES, Engine, Speaker, drawn
 from mssync.app.server import HEADER, create_app
 from mssync.config import GeneratorConfig
+from mssync.cores import Cores
 from mssync.errors import InputError
 from mssync.generator import Generator
 
@@ -220,14 +221,14 @@ class SlowAnimator:
     def flush_motion(self) -> np.ndarray:
         return np.zeros((0, 10, 6), np.float32)
 
-    def draw(self, motion: np.ndarray) -> list[np.ndarray]:
-        time.sleep(0.01 * len(motion))
-        self.drawn += len(motion)
-        return [np.zeros((8, 8, 3), np.uint8)] * len(motion)
+    def picture(self, motion: np.ndarray) -> np.ndarray:
+        time.sleep(0.01)
+        self.drawn += 1
+        return np.zeros((8, 8, 3), np.uint8)
 
 
 def test_sessions_share_and_stay_in_sync() -> None:
-    engine, speakers, latest, finished = Engine(), [], {}, threading.Semaphore(0)
+    engine, speakers, latest, finished = Engine(Cores(torch.device("cpu"))), [], {}, threading.Semaphore(0)
     for k in range(4):
 
         def deliver(index: int, coded: bytes | None, k: int = k) -> None:
@@ -263,7 +264,7 @@ def test_a_session_that_breaks_leaves_the_others(caplog) -> None:
         def push_motion(self, samples: np.ndarray) -> np.ndarray:
             raise RuntimeError("broken")
 
-    engine, said, done = Engine(), [], threading.Event()
+    engine, said, done = Engine(Cores(torch.device("cpu"))), [], threading.Event()
     broken = Speaker(Broken(), lambda index, coded: said.append(index))
     whole = Speaker(SlowAnimator(), lambda index, coded: coded is None and done.set())
     for speaker in (broken, whole):
@@ -278,7 +279,7 @@ def test_a_session_that_breaks_leaves_the_others(caplog) -> None:
 
 
 def test_jobs_run_between_turns_and_hand_on_their_errors() -> None:
-    engine = Engine()
+    engine = Engine(Cores(torch.device("cpu")))
     engine.start()
     assert engine.call(lambda: 7).result(5) == 7
     with pytest.raises(InputError):

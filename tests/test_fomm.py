@@ -127,13 +127,11 @@ def test_align_corners_changes_pictures_not_keypoints(
 def test_align_corners_true_leaves_an_unmoved_image_alone() -> None:
     picture = image(1, 32)
     unmoved = fomm.coordinate_grid(32, 32, like=picture)[None]
-    torch.testing.assert_close(fomm.warp_with(picture, unmoved, align_corners=True), picture)
+    torch.testing.assert_close(fomm.warp_with(picture, unmoved, True), picture)
     # False: position p lies p / 2 pixels further out, so the middle stays and the border fades.
-    shifted = fomm.warp_with(picture, unmoved, align_corners=False)
+    shifted = fomm.warp_with(picture, unmoved, False)
     assert (shifted - picture).abs().max() > 0.1
-    torch.testing.assert_close(
-        fomm.warp_with(picture, unmoved * 31 / 32, align_corners=False), picture, atol=1e-4, rtol=0
-    )
+    torch.testing.assert_close(fomm.warp_with(picture, unmoved * 31 / 32, False), picture, atol=1e-4, rtol=0)
 
 
 def test_batched_render_equals_one_shot_forward(small: FOMM) -> None:

@@ -93,10 +93,10 @@ def nodding(frames: int, phase: float = 0.0, size: float = 1.0) -> torch.Tensor:
 
 def test_pose_loss_wants_as_much_motion_whenever_it_comes() -> None:
     face, real = FaceLosses(), nodding(66)
-    late, lively, still = nodding(66, 1.0), nodding(66, 1.0, 1.2), nodding(66, size=0)
+    late, lively, still = nodding(66, 2.5), nodding(66, 2.5, 1.2), nodding(66, size=0)
     assert float(face.pose_loss(real, real)) == 0
     assert float(face.pose_loss(real, still)) == pytest.approx(1, abs=0.15)  # some channels do not move
-    assert float(face.pose_loss(real, late)) < 0.1
+    assert float(face.pose_loss(real, late)) < 0.2
     assert float(face.pose_loss(real, late)) < float(face.pose_loss(real, lively)) < float(face.pose_loss(real, still))
     assert float(generator.reconstruction_loss(real, late)) > float(generator.reconstruction_loss(real, still))
     poses = face.pose(real)[0]

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import os
 import struct
-import threading
-import time
 import warnings
 import weakref
 import zlib
@@ -19,7 +17,7 @@ from PIL import Image
 from mssync.audio import load_audio
 from mssync.errors import InputError
 from mssync.provenance import GENERATED_NOTE
-from mssync.video import AHEAD, VideoReader, ahead, on_grid, orient, probe, read_image, write_video
+from mssync.video import AHEAD, VideoReader, on_grid, orient, probe, read_image, write_video
 
 # Images
 
@@ -579,46 +577,6 @@ def test_wrong_frames_and_sound(tmp_path, picture):
         with pytest.raises(ValueError, match=r"expected|channels"):
             write_video(tmp_path / "a.mp4", frames, sound)
     assert os.listdir(tmp_path) == []
-
-
-def test_ahead_passes_everything_on_and_is_only_so_far_ahead():
-    made = []
-
-    def items():
-        for k in range(50):
-            made.append(k)
-            yield k
-
-    taken = ahead(items(), 4)
-    assert made == []
-    assert [next(taken) for _ in range(3)] == [0, 1, 2]
-    time.sleep(0.2)
-    assert 3 < len(made) <= 3 + 4 + 1
-    assert list(taken) == list(range(3, 50))
-    assert "mssync-ahead" not in {thread.name for thread in threading.enumerate()}
-
-
-@pytest.mark.parametrize("error", [InputError("no face"), KeyboardInterrupt()])
-def test_ahead_hands_on_what_goes_wrong(error):
-    def items():
-        yield 1
-        raise error
-
-    taken = ahead(items())
-    assert next(taken) == 1
-    with pytest.raises(type(error)):
-        next(taken)
-
-
-def test_ahead_stops_when_nobody_takes():
-    made = []
-    taken = ahead((made.append(k) or k for k in range(1000)), 2)
-    next(taken)
-    taken.close()
-    count = len(made)
-    time.sleep(0.05)
-    assert len(made) == count < 10
-    assert "mssync-ahead" not in {thread.name for thread in threading.enumerate()}
 
 
 # Looking at files

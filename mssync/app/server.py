@@ -116,7 +116,7 @@ class _Live:
 
     def __init__(self, pipeline: Pipeline, portrait: Portrait | None, token: str | None, limit: int) -> None:
         self.pipeline, self.portrait, self.token, self.limit = pipeline, portrait, token, limit
-        self.engine, self.count = Engine(), 0
+        self.engine, self.count = Engine(pipeline.cores), 0
 
     async def status(self, request: Request) -> Response:
         if not allowed(request, self.token):

@@ -28,7 +28,7 @@ def exact_fomm() -> Pipeline:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return Pipeline(FOMM(), None, name="fomm")
+        return Pipeline(FOMM().for_rendering(), None, name="fomm")
 
 
 def in_turns(work: Mapping[str, Callable[[], int]], rounds: int = ROUNDS) -> dict[str, float]:

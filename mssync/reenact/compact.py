@@ -10,7 +10,6 @@ the source itself: what is generated is blended in only as far as something move
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -23,7 +22,16 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mssync.reenact import N_KEYPOINTS, N_VALUES
-from mssync.reenact.geometry import coordinate_grid, exact_geometry, inverse, split, warp, windowed
+from mssync.reenact.geometry import (
+    computes_bfloat16,
+    coordinate_grid,
+    drawing_precision,
+    exact_geometry,
+    inverse,
+    split,
+    warp,
+    windowed,
+)
 from mssync.reenact.mesh import MESH_KEYPOINTS, mesh_map
 from mssync.reenact.surface import MAPS, Surface, openings, spread
 
@@ -348,13 +356,6 @@ def _fold_batch_norms(layers: nn.Sequential) -> None:
             layers[i], layers[i + 1] = fuse_conv_bn_eval(layer, norm), nn.Identity()
 
 
-def _computes_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 is faster than float32 there; elsewhere it is emulated, which is slower."""
-    if device.type == "cpu":
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return device.type == "cuda" and torch.cuda.is_bf16_supported()
-
-
 @dataclass
 class SourceState:
     """All that a frame needs of the source: picture, motion, small picture, features."""
@@ -397,7 +398,7 @@ class CompactReenactor(nn.Module):
             for module in part.modules():
                 if isinstance(module, nn.Sequential):
                     _fold_batch_norms(module)
-        self.fast = _computes_bfloat16(next(self.parameters()).device)
+        self.fast = computes_bfloat16(next(self.parameters()).device)
         return self.to(memory_format=LAYOUT)  # type: ignore[call-overload]
 
     def keypoints(self, image: Tensor, landmarks: Tensor | None = None) -> Tensor:
@@ -415,17 +416,13 @@ class CompactReenactor(nn.Module):
         """
         motion = self.keypoints(source) if motion is None else motion
         small = F.interpolate(source, size=(MOTION_SIZE,) * 2, mode="area")
-        with self._precision(source):
+        with drawing_precision(source, self.fast):
             return SourceState(source, motion, small, self.painter.encode(source))
 
     def render(self, state: SourceState, motion: Tensor) -> Tensor:
         """Frames (B, 3, s, s) in [0, 1] for motion (B, 10, 6)."""
-        with self._precision(motion):
+        with drawing_precision(motion, self.fast):
             return self.render_parts(state, motion)["frame"]
-
-    def _precision(self, like: Tensor) -> AbstractContextManager:
-        """Autocast to bfloat16 while drawing, once `for_rendering` asked for it; else what the caller has chosen."""
-        return torch.autocast(like.device.type, torch.bfloat16) if self.fast else nullcontext()
 
     def render_parts(self, state: SourceState, motion: Tensor, view: Tensor | None = None) -> dict[str, Tensor]:
         """As render, with what training looks at: warped, generated, share, opened, the field's offset and occlusion.

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mssync.errors import InputError
+from mssync.reenact.geometry import computes_bfloat16, drawing_precision, exact_geometry
 
 KEYPOINT_VARIANCE = 0.01  # of the Gaussians drawn around keypoints, in squared coordinates ([-1, 1] across the image)
 HEAD_KERNEL = 7  # every convolution that reads or writes images, heat maps, masks; the others are 3x3
@@ -74,6 +76,7 @@ class FOMM(nn.Module):
         super().__init__()
         self.config = config or FOMMConfig()
         self.align_corners = align_corners
+        self.fast = False  # draw in bfloat16: see for_rendering
         self.rigid = tuple(range(self.config.num_kp))
         self.needs_landmarks = False
         self.kp_detector = KeypointDetector(self.config)
@@ -85,17 +88,30 @@ class FOMM(nn.Module):
         """Stays in eval mode whatever `mode`: the checkpoint's batch statistics are part of the model."""
         return super().train(False)
 
+    def for_rendering(self) -> FOMM:
+        """Make drawing fast, in place: batch norms folded into convolutions, bfloat16 where the processor has it.
+
+        Frames then differ by less than a grey level from exact ones, on the mean. The keypoint detector stays as it is.
+        """
+        for module in self.generator.modules():
+            if isinstance(module, ConvBlock) and isinstance(module.norm, nn.BatchNorm2d):
+                module.conv, module.norm = fuse_conv_bn_eval(module.conv, module.norm), cast(Any, nn.Identity())
+            elif isinstance(module, ResidualBlock) and isinstance(module.norm2, nn.BatchNorm2d):
+                module.conv1, module.norm2 = fuse_conv_bn_eval(module.conv1, module.norm2), cast(Any, nn.Identity())
+        self.generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.fast = computes_bfloat16(next(self.parameters()).device)
+        return self
+
     def keypoints(self, image: Tensor, landmarks: Tensor | None = None) -> Tensor:
         """(B, 3, H, W) in [0, 1], sides multiples of 128 -> motion (B, 10, 6), [x, y, j00, j01, j10, j11]."""
         return self.kp_detector(image)
 
     def prepare(self, source: Tensor, motion: Tensor | None = None) -> FOMMSource:
         """Everything of the source (B, 3, H, W) in [0, 1] that does not depend on the driving frame."""
-        return FOMMSource(
-            motion=self.keypoints(source) if motion is None else motion,
-            small=self.generator.dense_motion_network.down(source),
-            features=self.generator.encode(source),
-        )
+        motion = self.keypoints(source) if motion is None else motion
+        small = self.generator.dense_motion_network.down(source)
+        with drawing_precision(source, self.fast):
+            return FOMMSource(motion, small, self.generator.encode(source))
 
     def render(self, state: FOMMSource, motion: Tensor) -> Tensor:
         """The image of `render_with_occlusion` alone."""
@@ -107,8 +123,9 @@ class FOMM(nn.Module):
         Returns the image (B, 3, H, W) and the occlusion map (B, 1, H/4, W/4; 0 = hidden in the source), both
         in [0, 1]. Raises InputError when a Jacobian of the motion has no inverse.
         """
-        warp, occlusion = self.generator.dense_motion_network(state, motion, self.align_corners)
-        return self.generator.decode(state.features, warp, occlusion, self.align_corners), occlusion
+        with drawing_precision(motion, self.fast):
+            warp, occlusion = self.generator.dense_motion_network(state, motion, self.align_corners)
+            return self.generator.decode(state.features, warp, occlusion, self.align_corners), occlusion
 
     def forward(self, source: Tensor, driving: Tensor) -> Tensor:
         """The source with the absolute motion of the driving image; both (B, 3, H, W) in [0, 1]."""
@@ -175,8 +192,7 @@ class DenseMotion(nn.Module):
         heat = movement_heat(grid, state.motion, motion)
         images = candidate_images(state.small, warps, align_corners)
         features = self.hourglass(torch.cat([heat, images], dim=2).flatten(1, 2))
-        weights = torch.softmax(self.mask(features), dim=1)
-        return torch.einsum("bkhw,bkhwc->bhwc", weights, warps), torch.sigmoid(self.occlusion(features))
+        return merged(self.mask(features), warps), torch.sigmoid(self.occlusion(features).float())
 
 
 class OcclusionAwareGenerator(nn.Module):
@@ -204,10 +220,11 @@ class OcclusionAwareGenerator(nn.Module):
     def decode(self, features: Tensor, warp: Tensor, occlusion: Tensor, align_corners: bool) -> Tensor:
         """Features (1 or B, C, h, w) under warp (B, h, w, 2) and occlusion (B, 1, h, w) -> (B, 3, H, W)."""
         features = features.expand(len(warp), -1, -1, -1)
-        decoded = self.bottleneck(warp_with(features, warp, align_corners) * occlusion)
+        seen = warp_with(features, warp, align_corners) * occlusion
+        decoded = self.bottleneck(seen.to(features.dtype, memory_format=torch.channels_last))
         for block in self.up_blocks:
             decoded = block(F.interpolate(decoded, scale_factor=2))
-        return torch.sigmoid(self.final(decoded))
+        return torch.sigmoid(self.final(decoded).float())
 
 
 def coordinate_grid(height: int, width: int, like: Tensor) -> Tensor:
@@ -217,6 +234,7 @@ def coordinate_grid(height: int, width: int, like: Tensor) -> Tensor:
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
 
 
+@exact_geometry
 def candidate_warps(grid: Tensor, source: Tensor, driving: Tensor) -> Tensor:
     """Where the keypoints' affine maps take the driving frame's cells in the source, eq. 4.
 
@@ -234,6 +252,13 @@ def candidate_warps(grid: Tensor, source: Tensor, driving: Tensor) -> Tensor:
     return torch.cat([background, moved], dim=1)
 
 
+@exact_geometry
+def merged(masks: Tensor, warps: Tensor) -> Tensor:
+    """The dense motion, eq. 8: mask logits (B, K + 1, h, w) and candidate warps (B, K + 1, h, w, 2) -> (B, h, w, 2)."""
+    return torch.einsum("bkhw,bkhwc->bhwc", torch.softmax(masks, dim=1), warps)
+
+
+@exact_geometry
 def movement_heat(grid: Tensor, source: Tensor, driving: Tensor) -> Tensor:
     """Where keypoints went less where they were, eq. 6: (B, K + 1, 1, h, w), zero for the background."""
 
@@ -251,6 +276,7 @@ def candidate_images(small: Tensor, warps: Tensor, align_corners: bool) -> Tenso
     return warp_with(repeated, warps.flatten(0, 1), align_corners).unflatten(0, (batch, candidates))
 
 
+@exact_geometry
 def warp_with(images: Tensor, warp: Tensor, align_corners: bool) -> Tensor:
     """Bilinear samples of (B, C, h, w) at positions (B, h, w, 2) in [-1, 1]; zero outside."""
     return F.grid_sample(images, warp, mode="bilinear", padding_mode="zeros", align_corners=align_corners)
