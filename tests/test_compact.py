@@ -16,9 +16,12 @@ from mssync.reenact import motion_space
 from mssync.reenact.compact import (
     LID_SHARE,
     MOTION_SIZE,
+    MOTIONS,
     CompactReenactor,
     DenseMotion,
+    affine_offsets,
     gaussians,
+    merged,
     steadied,
 )
 from mssync.reenact.geometry import coordinate_grid, inverse, warp
@@ -54,6 +57,16 @@ def test_sparse_motion_is_equation_4_of_fomm() -> None:
         j_s, j_d = (m[0, k, 2:].reshape(2, 2) for m in (source, driving))
         wanted = source[0, k, :2] + j_s @ torch.linalg.inv(j_d) @ (z - driving[0, k, :2])
         torch.testing.assert_close(offsets[0, k + 1, row, column] + z, wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_the_merged_field_is_the_weighted_sum_of_all_motions() -> None:
+    source, driving = random_motion(1, 1), random_motion(2, 2)
+    surface = 0.1 * torch.randn(2, MOTION_SIZE, MOTION_SIZE, 2)
+    masks = torch.randn(2, MOTIONS, MOTION_SIZE, MOTION_SIZE).softmax(1)
+    offset, farthest = merged(masks, affine_offsets(source, driving), surface)
+    offsets = torch.cat([DenseMotion.sparse_offsets(source, driving, MOTION_SIZE), surface[:, None]], 1)
+    torch.testing.assert_close(offset, (masks[..., None] * offsets).sum(1), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(farthest, offsets.norm(dim=-1).amax(1, keepdim=True), atol=1e-5, rtol=1e-4)
 
 
 def test_a_closed_eye_can_be_warped() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from mssync.errors import InputError
 from mssync.reenact import fomm
@@ -142,6 +143,18 @@ def test_batched_render_equals_one_shot_forward(small: FOMM) -> None:
         one_shot = small(source, driving[frame : frame + 1])
         torch.testing.assert_close(one_shot[0], rendered[frame], atol=1e-5, rtol=0)
     torch.testing.assert_close(small(source.expand(2, -1, -1, -1), driving), rendered, atol=1e-5, rtol=0)
+
+
+def test_drawing_fast_changes_less_than_a_grey_level(small: FOMM) -> None:
+    fast = copy.deepcopy(small).for_rendering().for_rendering()  # a second time changes nothing
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in fast.generator.up_blocks.modules())
+    fast.fast = True  # whatever this processor has
+    image = torch.rand(1, 3, 128, 128)
+    motion = small.keypoints(image) + 0.02 * torch.randn(3, 10, 6, generator=torch.Generator().manual_seed(0))
+    wanted, drawn = (m.render(m.prepare(image), motion) for m in (small, fast))
+    assert drawn.dtype == torch.float32
+    assert torch.equal(fast.keypoints(image), small.keypoints(image))  # the detector is exact
+    assert float((drawn - wanted).abs().mean()) < 1 / 255
 
 
 def test_stays_frozen_but_passes_gradients_to_the_motion(small: FOMM) -> None:
