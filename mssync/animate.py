@@ -112,11 +112,13 @@ class Frames(Iterator[np.ndarray]):
 class GrowingMotion:
     """Motion (T, 10, 6), float32, of which what is asked for and what comes before it is made first.
 
-    parts: arrays (n, 10, 6) with T frames together. May be asked by several threads.
+    parts: arrays (n, 10, 6) with T frames together. May be asked by several threads; what goes wrong is raised for all
+    that ask for what was not made.
     """
 
     def __init__(self, parts: Iterable[np.ndarray], count: int) -> None:
         self._parts, self._known, self._lock = iter(parts), 0, Lock()
+        self._error: BaseException | None = None
         self._motion = np.empty((count, KEYPOINTS, VALUES), np.float32)
 
     def __len__(self) -> int:
@@ -126,10 +128,18 @@ class GrowingMotion:
         start, stop, _ = times.indices(len(self))
         with self._lock:
             while self._known < stop:
-                part = next(self._parts)
+                part = self._next()
                 self._motion[self._known : self._known + len(part)] = part
                 self._known += len(part)
         return self._motion[start:stop]
+
+    def _next(self) -> np.ndarray:
+        if self._error is None:
+            try:
+                return next(self._parts)
+            except BaseException as error:
+                self._error = error
+        raise self._error
 
 
 def load(model: PathLike = "compact", device: str = "cpu", live: bool = False) -> Pipeline:

@@ -47,6 +47,19 @@ def test_frames_are_made_when_asked_for(talker, picture) -> None:
     assert not torch.is_inference_mode_enabled()
 
 
+def test_what_goes_wrong_is_told_to_all_who_ask() -> None:
+    def parts():
+        yield np.zeros((3, 10, 6), np.float32)
+        raise InputError("the video ends here")
+
+    motion = A.GrowingMotion(parts(), 10)
+    assert len(motion[:3]) == 3
+    for _ in range(2):
+        with pytest.raises(InputError, match="ends here"):
+            motion[4:8]
+    assert len(motion[1:3]) == 2
+
+
 def test_still_head_and_full_motion(talker, picture) -> None:
     still = talker.animate(picture, speech(1), head_motion=0).motion
     np.testing.assert_allclose(still, np.tile(still[:1], (25, 1, 1)), atol=1e-5)
