@@ -123,7 +123,7 @@ class Engine:
             speaker.fail()
 
     def call(self, job: Callable[[], Any]) -> Future[Any]:
-        """Do something between two turns: models are used by this thread alone."""
+        """Do something between two turns."""
         future: Future[Any] = Future()
         with self._wake:
             self._jobs.append((future, job))
@@ -160,6 +160,7 @@ class Engine:
         for _, _, picture in self._under_way:
             if picture is not None:
                 picture.cancel()
+        self._under_way.clear()
         for future, _ in self._jobs:
             future.cancel()
 

@@ -211,16 +211,8 @@ def _step(fabric: Any, parts: _Parts, batch: list[Tensor], config: Config) -> di
     loss = settings.lambda_av * synchrony + settings.lambda_adv * adversarial + settings.lambda_rec * reconstruction
     values = {"rec": reconstruction, "adv": adversarial, "d_frame": frame_loss, "d_seq": sequence_loss}
     if parts.face is not None:
-        values["lips"] = parts.face.lips_loss(motion, generated)
-        values["shape"] = parts.face.shape_loss(motion, generated)
-        values["pose"] = parts.face.pose_loss(motion, generated)
-        for name, weight in (
-            ("lips", settings.lambda_lips), ("shape", settings.lambda_shape), ("pose", settings.lambda_pose)
-        ):  # fmt: skip
-            loss = loss + weight * values[name]
-        if quiet:
-            values["closing"] = parts.face.closing_loss(silent[:, SPEAKING + CLOSING :])
-            loss = loss + settings.lambda_lips * values["closing"]
+        more, terms = _face_loss(parts.face, settings, motion, generated, silent)
+        loss, values = loss + more, values | terms
     parts.generator_optimizer.zero_grad(set_to_none=True)
     fabric.backward(loss)
     if settings.max_gradient is not None:
@@ -228,6 +220,21 @@ def _step(fabric: Any, parts: _Parts, batch: list[Tensor], config: Config) -> di
     parts.generator_optimizer.step()
     values |= {f"sync{i + 1}": -level for i, level in enumerate(levels)}
     return {name: float(value.detach()) for name, value in values.items()}
+
+
+def _face_loss(
+    face: FaceLosses, settings: GeneratorTraining, motion: Tensor, generated: Tensor, silent: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted sum of what `training.face` asks for, and its terms; silent: (B, T, 60) that fell silent."""
+    terms = {
+        "lips": face.lips_loss(motion, generated),
+        "shape": face.shape_loss(motion, generated),
+        "pose": face.pose_loss(motion, generated),
+    }
+    weights = {"lips": settings.lambda_lips, "shape": settings.lambda_shape, "pose": settings.lambda_pose}
+    if len(silent):
+        terms["closing"], weights["closing"] = face.closing_loss(silent[:, SPEAKING + CLOSING :]), settings.lambda_lips
+    return torch.stack([weights[name] * term for name, term in terms.items()]).sum(), terms
 
 
 def _synchrony(
