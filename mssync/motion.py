@@ -113,10 +113,18 @@ def split(reference: np.ndarray, motion: np.ndarray, rigid: Sequence[int]) -> tu
     p_t = A_t (p_0 + e_t) and J_t = A_lin E_t.
     """
     head = fit_head(reference, motion, rigid)
-    undo = np.linalg.inv(head[:, None, :, :2])
+    undo = _inverse(head[:, None, :, :2])
     moved = points(motion).astype(np.float64) - head[:, None, :, 2]
     offsets = (undo @ moved[..., None])[..., 0] - points(reference)
     return head, offsets, undo @ jacobians(motion).astype(np.float64)
+
+
+def _inverse(matrices: np.ndarray) -> np.ndarray:
+    """Of (..., 2, 2) that have one. `np.linalg.inv` would wake the threads of numpy's BLAS, which then spin for a while:
+    a live session that calls it for every frame keeps a third of a core busy with that."""
+    (a, b), (c, d) = np.moveaxis(matrices, (-2, -1), (0, 1))
+    adjugate = np.moveaxis(np.array([[d, -b], [-c, a]]), (0, 1), (-2, -1))
+    return adjugate / np.linalg.det(matrices)[..., None, None]
 
 
 def control(
