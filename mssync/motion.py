@@ -120,8 +120,8 @@ def split(reference: np.ndarray, motion: np.ndarray, rigid: Sequence[int]) -> tu
 
 
 def _inverse(matrices: np.ndarray) -> np.ndarray:
-    """Of (..., 2, 2) that have one. `np.linalg.inv` wakes the threads of numpy's BLAS, which then spin for a while: in a
-    live session, which needs it for every frame, they take a third of a core."""
+    """Of (..., 2, 2) that have one. `np.linalg.inv` wakes the threads of numpy's BLAS, which then spin for a while: in
+    a live session, which needs it for every frame, they take a third of a core."""
     (a, b), (c, d) = np.moveaxis(matrices, (-2, -1), (0, 1))
     adjugate = np.moveaxis(np.array([[d, -b], [-c, a]]), (0, 1), (-2, -1))
     return adjugate / np.linalg.det(matrices)[..., None, None]
