@@ -17,7 +17,7 @@ from PIL import Image
 from mssync.audio import load_audio
 from mssync.errors import InputError
 from mssync.provenance import GENERATED_NOTE
-from mssync.video import AHEAD, VideoReader, on_grid, orient, probe, read_image, write_video
+from mssync.video import VideoReader, on_grid, orient, probe, read_image, write_video
 
 # Images
 
