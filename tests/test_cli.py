@@ -240,7 +240,7 @@ def test_failure_half_way_leaves_nothing(run, files, tmp_path, monkeypatch) -> N
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(animate.Pipeline, "draw", fail)
+    monkeypatch.setattr(animate.Pipeline, "draw_here", fail)
     before = sorted(tmp_path.rglob("*"))
     result = run("animate", files / "face.png", files / "speech.wav", "-o", "o.mp4", "--save-motion", "m.npz")
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
@@ -252,7 +252,7 @@ def test_interrupting_leaves_nothing(run, files, tmp_path, monkeypatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(animate.Pipeline, "draw", interrupt)
+    monkeypatch.setattr(animate.Pipeline, "draw_here", interrupt)
     before = sorted(tmp_path.rglob("*"))
     assert run("animate", files / "face.png", files / "speech.wav", "-o", "o.mp4").exit_code == 130
     assert sorted(tmp_path.rglob("*")) == before

@@ -277,7 +277,7 @@ def test_speed_is_measured_in_turns() -> None:
     pipelines = {name: Pipeline(model, None) for name, model in reenactors.items()}  # type: ignore[arg-type]
     found = frames_per_second(pipelines, FakeClip())  # type: ignore[arg-type]
     assert all(value > 0 for value in found.values())
-    assert reenactors["a"].batches == reenactors["b"].batches == [8] * 6
+    assert sum(reenactors["a"].batches) == sum(reenactors["b"].batches) == 6 * 8
 
 
 def test_a_report_names_every_model(tmp_path: Path) -> None:
