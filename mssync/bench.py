@@ -167,7 +167,7 @@ def drawing(bench: Bench) -> Rows:
     from mssync.animate import BATCH
 
     exact = exact_fomm()
-    motion = bench.talker.animate(bench.portrait, bench.speech).motion[:BATCH]
+    motion = bench.talker.animate(bench.portrait, bench.speech).motion[: BATCH * bench.talker.cores.count]
     work = {
         "compact": lambda: len(bench.talker.draw(bench.portrait, motion, 256)),
         "exact": _drawing(exact, bench, BATCH),

@@ -16,7 +16,7 @@ from fakes import FakeClip, FakeMesh, FakeReenactor
 from PIL import Image
 from rich.console import Console
 
-from mssync.animate import Pipeline
+from mssync.animate import BATCH, Pipeline
 from mssync.errors import InputError
 from mssync.metrics.animation import AnimationFigures, loudness
 from mssync.metrics.animation import summary as animation_summary
@@ -277,7 +277,8 @@ def test_speed_is_measured_in_turns() -> None:
     pipelines = {name: Pipeline(model, None) for name, model in reenactors.items()}  # type: ignore[arg-type]
     found = frames_per_second(pipelines, FakeClip())  # type: ignore[arg-type]
     assert all(value > 0 for value in found.values())
-    assert sum(reenactors["a"].batches) == sum(reenactors["b"].batches) == 6 * 8
+    frames = 2 * BATCH * pipelines["a"].cores.count
+    assert sum(reenactors["a"].batches) == sum(reenactors["b"].batches) == 6 * frames
 
 
 def test_a_report_names_every_model(tmp_path: Path) -> None:

@@ -46,14 +46,15 @@ def in_turns(work: Mapping[str, Callable[[], int]], rounds: int = ROUNDS) -> dic
 
 
 def frames_per_second(pipelines: Mapping[str, Pipeline], clip: Clip) -> dict[str, float]:
-    """Frames a second of each pipeline at 256×256: medians over ROUNDS of one full batch each.
+    """Frames a second of each pipeline at 256×256: medians over ROUNDS of two full batches a core.
 
     Pipelines take turns. What is timed is what `Pipeline.render` does for a prepared portrait, with as many threads as
     PyTorch takes.
     """
     from mssync.animate import BATCH
 
-    times = np.linspace(0, len(clip) - 1, BATCH).round().astype(int)
+    count = 2 * BATCH * max(pipeline.cores.count for pipeline in pipelines.values())
+    times = np.linspace(0, len(clip) - 1, count).round().astype(int)
     frames, landmarks = read_frames(clip, times.tolist()), clip.landmarks[times]
     prepared = {name: (pipeline, *_prepared(pipeline, frames, landmarks)) for name, pipeline in pipelines.items()}
 
