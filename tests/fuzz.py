@@ -48,7 +48,7 @@ def good_files(folder: Path) -> list[Path]:
     from skimage.data import astronaut
 
     from mssync.audio import load_audio
-    from mssync.cli import DEMO_SPEECH
+    from mssync.cli.common import DEMO_SPEECH
     from mssync.video import write_video
 
     folder.mkdir()

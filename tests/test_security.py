@@ -6,6 +6,8 @@ import os
 import pickle
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import zipfile
 from contextlib import suppress
@@ -357,3 +359,10 @@ def test_links_in_the_studio_s_folder_are_not_followed(private):
 
 def test_only_the_owner_may_look_into_the_studio_s_folder(private):
     assert private.root.stat().st_mode & 0o077 == 0
+
+
+def test_fuzzing_runs(tmp_path) -> None:
+    """A handful of the damaged files of `make fuzz`."""
+    script = Path(__file__).with_name("fuzz.py")
+    done = subprocess.run([sys.executable, script, "6", "--seed", "1"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
