@@ -50,9 +50,8 @@ class System:
     pose_distance: float
 
 
-def figures(real: Tensor, made: Tensor) -> MotionFigures:
+def figures(face: Face, real: Tensor, made: Tensor) -> MotionFigures:
     """Motion (T, 60) against the real motion of the same speech (T, 60), of the compact reenactor both."""
-    face = Face()
     openings = [face.opening(x).numpy() for x in (real, made)]
     spreads = [float(x.std()) for x in openings]
     still = spreads[1] < 1e-6
@@ -83,13 +82,14 @@ def compare(clips: Sequence[Clip], generated: Mapping[str, Sequence[Tensor]]) ->
         STILL: [clip.motion[:1].expand_as(clip.motion) for clip in clips],
         BORROWED: borrowed(clips),
     }
-    found = []
+    face, found = Face(), []
+    poses = [motion_poses(clip.motion.numpy()) for clip in clips]
     for name, motions in (systems | dict(generated)).items():
-        rows = [figures(clip.motion, motion) for clip, motion in zip(clips, motions, strict=True)]
+        rows = [figures(face, clip.motion, motion) for clip, motion in zip(clips, motions, strict=True)]
         means = {f.name: mean(np.array([asdict(row)[f.name] for row in rows])) for f in fields(MotionFigures)}
         distance = PoseDistance()
-        for clip, motion in zip(clips, motions, strict=True):
-            distance.update(motion_poses(clip.motion.numpy()), real=True)
+        for pose, motion in zip(poses, motions, strict=True):
+            distance.update(pose, real=True)
             distance.update(motion_poses(motion.numpy()), real=False)
         found.append(System(name, means, float(distance.compute())))
     return found
