@@ -263,7 +263,7 @@ class Pipeline:
 
         head_motion: 0 keeps the head still, 1 as generated, at most 2. expression: the same for the face.
         smooth: standard deviation of Gaussian smoothing in frames, 0 (off) to 25.
-        seed: of all random numbers; the models that ship draw none, so their output is the same for any seed.
+        seed: of the head's turns that speech does not tell; the same seed gives the same video.
         size: side of the square frames in pixels, even, 64 to 1024.
         paste_back: put the animated face back into the full picture; frames then have the picture's size (at
             most 1920 pixels on the longest side), and `size` is not used.
@@ -389,15 +389,9 @@ class Pipeline:
         hear = live_features if self.live else features
         audio = hear(torch.from_numpy(waveform), self.audio_kind, n_video_frames(len(waveform)))
         first = torch.from_numpy(portrait.pose).flatten()
-        frames = self.generator.stream(first.to(self.device), audio.to(self.device))
-        state, made = _seeded(seed), 0
-        while True:
-            with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are between the parts
-                torch.set_rng_state(state)
-                batch = list(islice(frames, BATCH))
-                state = torch.get_rng_state()
-            if not batch:
-                return
+        frames = self.generator.stream(first.to(self.device), audio.to(self.device), seed)
+        made = 0
+        while batch := list(islice(frames, BATCH)):
             motion = torch.stack(batch).unflatten(1, (KEYPOINTS, VALUES)).cpu().numpy()
             yield idle(portrait.pose, motion, made) if self.live else motion
             made += len(motion)
@@ -511,10 +505,6 @@ def _name(given: object, otherwise: str) -> str:
 
 
 # Arrays
-
-
-def _seeded(seed: int) -> Tensor:
-    return torch.Generator().manual_seed(seed).get_state()
 
 
 def _to_tensor(images: np.ndarray, device: torch.device) -> Tensor:

@@ -28,7 +28,7 @@ MAX_FACES = 5
 TILE_PARTS = (2, 4)  # tiles are the longest side over this, one size after the other until a face is found
 MIN_TILE = 256  # pixels: a face found only in smaller tiles has too few to work with
 TILE_CONFIDENCE = 0.7  # higher than for the whole picture: every tile is a chance to take texture for a face
-OTHERS_CONFIDENCE = 0.7  # likewise of every face beside the surest one, when they are followed
+OTHERS_CONFIDENCE = 0.7  # likewise of every face beside the surest one: a fold of a shirt may look like one, and larger
 
 # Mesh indices, "left" and "right" as seen in the picture.
 EYE_CORNERS = (33, 263)
@@ -159,8 +159,7 @@ class FaceMesh:
     def detect(self, image: np.ndarray) -> list[Box]:
         """Squares twice as large as the faces that show in a picture (H, W, 3) as a whole, the surest first."""
         found = [hit for detector in (self._near, self._far) for hit in _detect(detector, image)]
-        surest = max((confidence for confidence, _ in found), default=0.0)
-        return _apart([hit for hit in found if hit[0] >= min(surest, OTHERS_CONFIDENCE)])[:MAX_FACES]
+        return _apart(found)[:MAX_FACES]
 
     def follower(self) -> Follower:
         """A `Follower` that nobody uses; give it back with `release`."""
@@ -267,11 +266,15 @@ def _detect(detector: Any, image: np.ndarray, x0: int = 0, y0: int = 0) -> list[
 
 
 def _apart(found: list[tuple[float, Box]]) -> list[Box]:
-    """Boxes of detections (confidence, box), the surest first, each face once: tiles and detectors overlap."""
+    """Boxes of detections (confidence, box), the surest first, and others that are sure enough.
+
+    Each face once: tiles and detectors overlap.
+    """
     boxes: list[Box] = []
-    for _, box in sorted(found, key=lambda hit: -hit[0]):
-        if not any(_holds_centre(kept, box) for kept in boxes):
-            boxes.append(box)
+    for confidence, box in sorted(found, key=lambda hit: -hit[0]):
+        if boxes and (confidence < OTHERS_CONFIDENCE or any(_holds_centre(kept, box) for kept in boxes)):
+            continue
+        boxes.append(box)
     return boxes
 
 

@@ -12,7 +12,7 @@ frames and no more.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any
@@ -25,6 +25,7 @@ from mssync.audio import AUDIO_PER_VIDEO, HOP_LENGTH, N_FILTERS, SAMPLES_PER_VID
 from mssync.config import GeneratorConfig
 from mssync.errors import InputError
 from mssync.pyramid import LEVELS, reflect_index
+from mssync.spontaneous import NUMBERS, Spontaneous
 from mssync.syncer import Standardize
 
 KERNEL = 7  # of the strided audio convolutions (ref)
@@ -260,7 +261,9 @@ class State:
 class Generator(nn.Module):
     """Motion from audio and a first frame. D = keypoints · values, 60 in the paper.
 
-    Input and output are raw: standardisation (`set_statistics`) is part of the model.
+    Input and output are raw: standardisation (`set_statistics`) is part of the model. With `config.spontaneous`,
+    `stream` and `listen` add turns of the head and blinks, of which speech tells nothing: `spontaneous_motion` (7, D)
+    times what `mssync.spontaneous` draws.
 
     With `config.lookahead` a frame hears that much of the future and no more, so it can be made while speech is still
     arriving (`listen`); audio is then that of `audio.live_features`, preceded by `lead` frames.
@@ -272,6 +275,8 @@ class Generator(nn.Module):
 
     Raises InputError: a width that the heads do not divide into even parts, a negative look-ahead or one with warm-up.
     """
+
+    spontaneous_motion: Tensor  # (7, D), where config.spontaneous
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
@@ -288,6 +293,8 @@ class Generator(nn.Module):
         motion_dim = config.keypoints * config.values
         position_size = motion_dim * (1 + config.relative_input)
         self.motion_norm = Standardize(motion_dim)
+        if config.spontaneous:
+            self.register_buffer("spontaneous_motion", torch.zeros(NUMBERS, motion_dim))
         self.audio_encoder = AudioEncoder(config.audio_width, config.lookahead)
         self.lead = self.follow = 0
         if config.lookahead is not None:
@@ -306,7 +313,7 @@ class Generator(nn.Module):
     # ---- a whole sequence
 
     def forward(self, x0: Tensor, audio: Tensor, origin: Tensor | None = None, around: Around = None) -> Tensor:
-        """Free-running roll-out, differentiable from end to end (eq. 8-9).
+        """Free-running roll-out, differentiable from end to end (eq. 8-9), without turns and blinks.
 
         origin (B, D): what `relative_input` counts from, x0 unless given. In training any frame of the clip may
         stand there: a roll-out then begins as far from its origin as one that has gone on for long.
@@ -382,25 +389,26 @@ class Generator(nn.Module):
         return frame, replace(state, position=position)
 
     @torch.inference_mode()
-    def stream(self, x0: Tensor, audio: Tensor) -> Iterator[Tensor]:
-        """The frames of `forward`, one by one: x0 (D,), audio (4T, 26) -> T times (D,).
+    def stream(self, x0: Tensor, audio: Tensor, seed: int = 0) -> Iterator[Tensor]:
+        """The frames of `forward`, with turns and blinks, one by one: x0 (D,), audio (4T, 26) -> T times (D,).
 
+        seed: of turns and blinks, where the generator is `spontaneous`.
         Several sequences of one length, x0 (B, D) and audio (B, 4T, 26), give T times (B, D).
         Audio is encoded in chunks of `CHUNK` frames, so time and memory a frame do not grow with the length.
         Raises InputError: shapes that do not fit.
         """
         if x0.dim() == 1:
-            yield from (frame[0] for frame in self.stream(x0[None], audio[None]))
+            yield from (frame[0] for frame in self.stream(x0[None], audio[None], seed))
             return
         self._check(x0, audio)
         if self.config.lookahead is not None:
-            listener = self.listen(x0)
+            listener = self.listen(x0, seed)
             for rows in audio.split(AUDIO_PER_VIDEO * CHUNK, dim=1):
                 yield from listener.push(rows)
             yield from listener.flush()
             return
-        state = self.start(x0)
-        yield x0
+        state, spontaneous = self.start(x0), self.spontaneous(len(x0), seed)
+        yield x0 + spontaneous(1)[0]
         extended = self._extend(audio)
         warmup = self.config.warmup_frames
         length = extended.shape[1] // AUDIO_PER_VIDEO
@@ -409,11 +417,12 @@ class Generator(nn.Module):
             low, end = max(0, begin - REACH), min(length, begin + CHUNK)
             levels = self.audio_encoder(extended[:, AUDIO_PER_VIDEO * low : AUDIO_PER_VIDEO * (end + REACH)])
             vectors = self.branches.audio_part(levels[:, :, begin - low : end - low])
-            for vector in vectors[max(0, warmup + 1 - begin) :]:
+            due = vectors[max(0, warmup + 1 - begin) :]
+            for vector, added in zip(due, spontaneous(len(due)), strict=True):
                 frame, state = self.step(state, vector)
-                yield frame
+                yield frame + added
 
-    def listen(self, x0: Tensor) -> Listener:
+    def listen(self, x0: Tensor, seed: int = 0) -> Listener:
         """The frames of `stream` while audio is still arriving, from x0 (B, D).
 
         Raises InputError where there is no `lookahead`.
@@ -423,9 +432,16 @@ class Generator(nn.Module):
                 "this generator hears all that is to come, so it cannot speak live; "
                 "train one that does not: mssync train generator --config live"
             )
-        return Listener(self, x0)
+        return Listener(self, x0, seed)
 
     # ---- shared
+
+    def spontaneous(self, batch: int, seed: int) -> Callable[[int], Tensor]:
+        """What turns and blinks add to the next n frames: call it with n for (n, B, D)."""
+        if not self.config.spontaneous:
+            return lambda frames: self.motion_norm.mean.new_zeros(frames, 1, len(self.motion_norm.mean))
+        drawn = Spontaneous(batch, seed)
+        return lambda frames: drawn.draw(frames).to(self.spontaneous_motion) @ self.spontaneous_motion
 
     def _empty_cache(self) -> tuple[Tensor | None, ...]:
         return (None,) * len(self.layers)
@@ -483,8 +499,9 @@ class Listener:
     `Generator.listen` makes one. Memory and time a frame do not grow.
     """
 
-    def __init__(self, generator: Generator, x0: Tensor) -> None:
+    def __init__(self, generator: Generator, x0: Tensor, seed: int) -> None:
         self.generator, self.state, self.x0 = generator, generator.start(x0), x0
+        self.spontaneous = generator.spontaneous(len(x0), seed)
         encoder = generator.audio_encoder
         widths = [N_FILTERS] + [generator.config.audio_width] * (len(encoder.convolutions) - 1)
         # Rows that a stage still needs: at first the padding before the sequence.
@@ -514,10 +531,10 @@ class Listener:
         frames = []
         for t, vector in enumerate(self.generator.branches.audio_part(levels), begin - self.generator.lead):
             if t == 0:
-                frames.append(self.x0)
+                frames.append(self.x0 + self.spontaneous(1)[0])
             elif t > 0:
                 frame, self.state = self.generator.step(self.state, vector)
-                frames.append(frame)
+                frames.append(frame + self.spontaneous(1)[0])
         return frames
 
     def _encode(self, x: Tensor) -> None:

@@ -24,7 +24,7 @@ class StreamingAnimator:
     Args:
         pipeline: of `mssync.load(live=True)`
         portrait: a picture file, uint8 (H, W, 3) RGB, or a `Pipeline.portrait`
-        head_motion, expression, size: as in `Pipeline.animate`
+        head_motion, expression, seed, size: as in `Pipeline.animate`
 
     Attributes:
         lookahead: frames of sound beyond its own start that a frame waits for; `latency` the same in seconds
@@ -40,9 +40,10 @@ class StreamingAnimator:
         *,
         head_motion: float = 1.0,
         expression: float = 1.0,
+        seed: int = 0,
         size: int = SIZE,
     ) -> None:
-        check_options(head_motion=head_motion, expression=expression, size=size)
+        check_options(head_motion=head_motion, expression=expression, seed=seed, size=size)
         generator = pipeline.live_generator()
         self.pipeline, self.portrait, self.size = pipeline, pipeline.portrait(portrait), size
         self.head_motion, self.expression = head_motion, expression
@@ -50,7 +51,8 @@ class StreamingAnimator:
         self.latency = self.lookahead / FPS
         self.made = 0
         self._features = FeatureStream(pipeline.audio_kind)
-        self._listener = generator.listen(torch.from_numpy(self.portrait.pose).flatten()[None].to(pipeline.device))
+        first = torch.from_numpy(self.portrait.pose).flatten()[None].to(pipeline.device)
+        self._listener = generator.listen(first, seed)
         self._flushed = False
 
     def push(self, samples: np.ndarray) -> list[np.ndarray]:

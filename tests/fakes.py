@@ -86,7 +86,7 @@ class FakeGenerator(nn.Module):
 
     config = GeneratorConfig()
 
-    def stream(self, x0: torch.Tensor, audio: torch.Tensor):
+    def stream(self, x0: torch.Tensor, audio: torch.Tensor, seed: int = 0):
         for t in range(len(audio) // 4):
             pose = x0.clone().view(10, 6)
             pose[:, 0] += 0.01 * t

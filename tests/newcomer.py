@@ -1,10 +1,18 @@
 """A newcomer's path: runs the commands of README and docs, in order, in a fresh clone.
 
-    python tests/newcomer.py [--page README.md]... [--without "make test"]...
+    python tests/newcomer.py [--page README.md]... [--without "make test"]... [--given FOLDER] [--minutes 1]
 
 Every ```bash and ```python block of the pages is run as it stands, with the clone as working folder and its .venv,
 once there is one, on the path. A block that needs what a newcomer lacks has a line `*Needs: a reason.*` above it, for
-readers and for this script, and is left out. Exit code 1 when a block fails.
+readers and for this script, and is left out, unless
+
+- all files and folders that the reason names in `backticks` are there: in FOLDER, whose contents are linked into the
+  clone, or made by a block before
+- it needs a terminal that it may keep: it is started, and stopped as with Ctrl-C; it fails when it ends by itself
+- it needs a server: one is started for it
+
+With --minutes trainings end after so much time, and ablations after a few steps; without, blocks that need hours are
+left out. Exit code 1 when a block fails.
 """
 
 from __future__ import annotations
@@ -12,11 +20,13 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+import urllib.request
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +41,18 @@ PAGES = (
 )
 BLOCK = re.compile(r"(?:^\*Needs: ([^\n]*)\.\*\n\n?)?^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LIMIT = 3600  # seconds for a block: the first one installs everything
+TERMINAL, SERVER = "a terminal that it may keep", "a server"
+KEPT = 60  # seconds that a block keeps its terminal, installing included
+PORT = 8765
+# In front of the real command: what takes hours takes minutes.
+SHORTER = """#!/bin/bash
+case "$1 $2" in
+  train*) set -- "$@" --max-minutes {minutes} ;;
+  "reproduce table4") set -- "$@" --steps 4 ;;
+  "reproduce fig6") set -- "$@" --steps 4 --every 2 ;;
+esac
+exec "{clone}/.venv/bin/mssync" "$@"
+"""
 
 
 @dataclass(frozen=True)
@@ -53,12 +75,65 @@ def blocks(text: str, page: str) -> list[Block]:
     return found
 
 
-def run(block: Block, folder: Path) -> int:
-    """Run a block in the clone; return its exit code."""
-    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    environment["PATH"] = f"{folder / '.venv' / 'bin'}{os.pathsep}{environment['PATH']}"
-    command = ["bash", "-e", "-c"] if block.language == "bash" else ["python", "-c"]
-    return subprocess.run([*command, block.code], cwd=folder, env=environment, timeout=LIMIT).returncode
+class Newcomer:
+    """A fresh clone in `place`, with what lies in `given`, and one who runs blocks in it."""
+
+    def __init__(self, place: Path, given: Path | None, minutes: float | None) -> None:
+        self.clone, self.minutes = place / "mssync", minutes
+        subprocess.run(["git", "clone", "--quiet", "--depth", "1", ROOT.as_uri(), str(self.clone)], check=True)
+        for path in given.resolve().iterdir() if given else ():
+            (self.clone / path.name).symlink_to(path)
+        folders = [str(self.clone / ".venv" / "bin")]
+        if minutes:
+            shorter = place / "bin" / "mssync"
+            shorter.parent.mkdir()
+            shorter.write_text(SHORTER.format(clone=self.clone, minutes=minutes))
+            shorter.chmod(0o755)
+            folders.insert(0, str(shorter.parent))
+        self.environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+        self.environment["PATH"] = os.pathsep.join([*folders, os.environ["PATH"]])
+
+    def lacks(self, needs: str) -> bool:
+        """Whether something is missing of what a block needs."""
+        names = re.findall(r"`([^`]+)`", needs)
+        if not names or "GPU" in needs or ("hours" in needs and not self.minutes):
+            return needs not in ("", TERMINAL, SERVER)
+        return not all((self.clone / name).exists() for name in names)
+
+    def run(self, block: Block) -> bool:
+        """Run a block in the clone; return whether it did what it should."""
+        if block.needs == TERMINAL:
+            process = self._start(block)
+            return _stopped(process, KEPT)
+        if block.needs == SERVER:
+            server = self._start(Block("", 0, "bash", f"exec mssync serve --port {PORT}", ""))
+            _answers(PORT)
+            done = self._start(block).wait(LIMIT) == 0
+            return _stopped(server, 0) and done
+        return self._start(block).wait(LIMIT) == 0
+
+    def _start(self, block: Block) -> subprocess.Popen[bytes]:
+        command = ["bash", "-e", "-c"] if block.language == "bash" else ["python", "-c"]
+        return subprocess.Popen([*command, block.code], cwd=self.clone, env=self.environment, start_new_session=True)
+
+
+def _stopped(process: subprocess.Popen[bytes], after: float) -> bool:
+    """Whether it was still there after some seconds, and ended without an error, as by Ctrl-C."""
+    try:
+        process.wait(after)
+        return False
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGINT)
+    return process.wait(60) in (0, 130, -signal.SIGINT)
+
+
+def _answers(port: int) -> None:
+    for _ in range(120):
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/config").close()
+            return
+        except OSError:
+            time.sleep(0.5)
 
 
 def main() -> None:
@@ -66,28 +141,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--page", action="append", help="only this page; give several")
     parser.add_argument("--without", action="append", default=[], help="leave out lines that begin so")
+    parser.add_argument("--given", type=Path, help="folder of things that a newcomer lacks")
+    parser.add_argument("--minutes", type=float, help="for what takes hours")
     options = parser.parse_args()
     results = []
     with tempfile.TemporaryDirectory() as place:
-        clone = Path(place) / "mssync"
-        subprocess.run(["git", "clone", "--quiet", "--depth", "1", ROOT.as_uri(), str(clone)], check=True)
+        newcomer = Newcomer(Path(place), options.given, options.minutes)
         for page in options.page or PAGES:
-            for block in blocks((clone / page).read_text(encoding="utf-8"), page):
-                results.append(tell(block, clone, options.without))
+            for block in blocks((newcomer.clone / page).read_text(encoding="utf-8"), page):
+                results.append(tell(block, newcomer, options.without))
     print(f"{results.count('ok')} ok, {results.count('left out')} left out, {results.count('failed')} failed")
     sys.exit("failed" in results)
 
 
-def tell(block: Block, clone: Path, without: list[str]) -> str:
-    """Run one block unless it needs something; print and return what became of it."""
+def tell(block: Block, newcomer: Newcomer, without: list[str]) -> str:
+    """Run one block unless it lacks something; print and return what became of it."""
     where = f"{block.page}:{block.line}"
-    if block.needs:
+    if newcomer.lacks(block.needs):
         print(f"left out  {where}: needs {block.needs}", flush=True)
         return "left out"
     kept = [line for line in block.code.splitlines(True) if not any(line.startswith(word) for word in without)]
     start = time.monotonic()
-    code = run(Block(block.page, block.line, block.language, "".join(kept), ""), clone)
-    result = "failed" if code else "ok"
+    result = "ok" if newcomer.run(replace(block, code="".join(kept))) else "failed"
     print(f"{result:8}  {where}: {time.monotonic() - start:.0f} s", flush=True)
     return result
 

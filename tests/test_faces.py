@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from mssync.faces import (
     Box,
     Face,
     FaceMesh,
+    _apart,
     _tiles,
     crop,
     crop_box,
@@ -26,6 +28,7 @@ from mssync.faces import (
     mouth_opening,
     paste,
 )
+from mssync.video import read_image
 
 
 def face(x0: float, y0: float, x1: float, y1: float) -> Face:
@@ -186,6 +189,20 @@ def test_largest_of_two_faces_with_a_warning(mesh: FaceMesh, astronaut: np.ndarr
     with pytest.warns(UserWarning, match="2 faces found"):
         found = largest_face(mesh, both, "both.png")
     assert found.box[2] < 320
+
+
+def test_a_fold_of_a_shirt_is_no_face(mesh: FaceMesh, data_dir: Path) -> None:
+    """One of the portraits has, beside its face, a larger "face" in her pullover, of which the detector is not sure."""
+    (found,) = mesh(read_image(data_dir / "portraits" / "frontal_14.jpg"))
+    assert found.box[3] < 300
+
+
+def test_others_count_when_they_are_sure() -> None:
+    near, far, same = Box(0, 0, 100), Box(300, 0, 80), Box(10, 10, 90)
+    assert _apart([(0.8, far), (0.9, near), (0.85, same)]) == [near, far]
+    assert _apart([(0.6, far), (0.9, near)]) == [near]
+    assert _apart([(0.55, near), (0.6, far)]) == [far]
+    assert _apart([]) == []
 
 
 def test_no_face_is_one_clear_line(mesh: FaceMesh) -> None:

@@ -282,6 +282,10 @@ def test_live_generator_begins_from_another_one(prepared: Path, small: Config, t
     for name, weight in before.named_parameters():
         torch.testing.assert_close(live.get_parameter(name), weight, atol=1e-3, rtol=1e-2)
     assert not torch.equal(live.audio_encoder.norm.mean, before.audio_encoder.norm.mean)  # of what it hears
+    assert live.spontaneous_motion.any()
     small.generator.width = 2 * small.generator.width
     with pytest.raises(InputError, match="has other sizes"):
         generator.train(small, prepared, tmp_path / "syncers", tmp_path / "wide")
+    small.generator_training.lambda_lips = small.generator_training.quiet = 0
+    with pytest.raises(InputError, match="spontaneous reads faces"):
+        generator.train(small, prepared, tmp_path / "syncers", tmp_path / "blind")

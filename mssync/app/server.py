@@ -2,8 +2,8 @@
 
 The protocol, in this order (docs/live.md shows a client):
 
-- the client sends text, ``{"type": "start", "portrait": true, "head_motion": 1, "expression": 1}``; with `portrait` it
-  then sends a picture file as one binary message, without it the server's own portrait speaks
+- the client sends text, ``{"type": "start", "portrait": true, "head_motion": 1, "expression": 1, "seed": 0}``; with
+  `portrait` it then sends a picture file as one binary message, without it the server's own portrait speaks
 - the server sends text, ``{"type": "ready", "fps": 25, "rate": 16000, "lookahead": 4, "latency": 0.16, "size": 256}``
 - the client sends sound, binary messages of 16-bit little-endian samples, 16 kHz mono, and the text ``{"type": "end"}``
 - the server sends frames, binary messages: the index t as uint32 and the time t / 25 in seconds as float64, both
@@ -184,10 +184,11 @@ class _Live:
             raise InputError("this server has no portrait of its own; send a picture")
         try:
             factors = {name: float(asked.get(name, 1.0)) for name in ("head_motion", "expression")}
-        except (TypeError, ValueError):
-            raise InputError("head_motion and expression must be numbers") from None
+            seed = int(asked.get("seed", 0))
+        except (TypeError, ValueError, OverflowError):
+            raise InputError("head_motion, expression and seed must be numbers") from None
         return await asyncio.wrap_future(
-            self.engine.call(lambda: StreamingAnimator(self.pipeline, portrait, size=SIZE, **factors))
+            self.engine.call(lambda: StreamingAnimator(self.pipeline, portrait, seed=seed, size=SIZE, **factors))
         )
 
     async def _listen(

@@ -186,9 +186,7 @@ def _animate_tab(queue: Jobs, previewer: _Previewer) -> None:
                 expression = gr.Slider(0, 2, 1, step=0.05, label="Expression", info="0: none, 1: as generated")
                 smooth = gr.Slider(0, 25, 0, step=0.5, label="Smoothing", info="in frames; 0: off")
                 paste_back, badge, motion = _options()
-                seed = gr.Number(
-                    0, label="Seed", info="The shipped models draw no random numbers.", precision=0, minimum=0
-                )
+                seed = gr.Number(0, label="Seed", info="Another one: the head turns elsewhere.", precision=0, minimum=0)
         video, says, make, cancel = _outputs("Make the video", "animate")
 
     async def animate(

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mssync.faces import INNER_LIPS
+from mssync.faces import INNER_LIPS, LEFT_EYE_LIDS, LEFT_EYE_WIDTH, RIGHT_EYE_LIDS, RIGHT_EYE_WIDTH
 from mssync.metrics.frontal import mean_face, view_reading
 from mssync.reenact import N_VALUES
 from mssync.reenact.mesh import LEFT_LIDS, LOWER_LIP, MESH_KEYPOINTS, RIGHT_LIDS, UPPER_LIP, face_reading
@@ -23,6 +23,7 @@ class Face(nn.Module):
     to_lips: Tensor  # (1 + 54, 2 points)
     to_shape: Tensor  # (1 + 54, 2 points)
     to_view: Tensor  # (1 + 54, 2 · 4)
+    to_eyes: Tensor  # (1 + 54, 8 · 2): of each eye upper and lower lid, and corners
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,6 +31,8 @@ class Face(nn.Module):
         mouth = sorted({*UPPER_LIP, *LOWER_LIP})
         self.inner = [mouth.index(n) for n in INNER_LIPS]
         self.register_buffer("to_lips", (reading[:, mouth] - reading[:, mouth].mean(1, keepdim=True)).flatten(1))
+        eyes = [*LEFT_EYE_LIDS, *LEFT_EYE_WIDTH, *RIGHT_EYE_LIDS, *RIGHT_EYE_WIDTH]
+        self.register_buffer("to_eyes", reading[:, eyes].flatten(1))
         view = torch.from_numpy(view_reading())
         self.register_buffer("to_view", view.flatten(1))
         bent = reading - torch.einsum("pj,nij->npi", torch.from_numpy(mean_face()), view[..., :3]) - view[:, None, :, 3]
@@ -55,6 +58,12 @@ class Face(nn.Module):
         """How far the mouth is open, (...)."""
         upper, lower = self.lips(motion)[..., self.inner, :].unbind(-2)
         return (lower - upper).norm(dim=-1)
+
+    def eyes(self, motion: Tensor) -> Tensor:
+        """How far the eyes are open, (...), as `faces.eye_opening`."""
+        points = _read(self.to_eyes, motion, 2).unflatten(-2, (2, 2, 2))  # eyes, lids or corners, two of them
+        gaps, widths = (points[..., 0, :] - points[..., 1, :]).norm(dim=-1).unbind(-1)
+        return (gaps / widths).mean(-1)
 
     def pose(self, motion: Tensor) -> Tensor:
         """Across, down, size, roll, yaw and pitch of the head, (..., 6), linear in motion.

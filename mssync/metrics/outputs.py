@@ -14,6 +14,7 @@ from mssync.faces import Box
 from mssync.metrics.pictures import to_tensor
 from mssync.metrics.reenactment import faded_in, keypoints, read_frames
 from mssync.reenact import SIZE
+from mssync.spontaneous import own_seed
 from mssync.video import write_video
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def write_outputs(
         waveform = clip.waveform[start * SAMPLES_PER_VIDEO : stop * SAMPLES_PER_VIDEO]
         real = (clip.frame(t) for t in range(start, stop))
         write_video(folder / REFERENCE / f"{clip.entry.name}.mp4", real, waveform, generated=False)
-        talking = pipeline.animate(clip_portrait(pipeline, clip, start), waveform)
+        talking = pipeline.animate(clip_portrait(pipeline, clip, start), waveform, seed=own_seed(clip.entry.name))
         write_video(folder / name / f"{clip.entry.name}.mp4", talking, waveform)
 
 

@@ -24,6 +24,7 @@ from mssync.data.sequences import Sequence as Clip
 from mssync.metrics.estimates import Estimate, mean
 from mssync.metrics.head import HeadFigures, head_figures, motion_poses
 from mssync.pyramid import pyramid
+from mssync.spontaneous import own_seed
 from mssync.syncer import MAX_OFFSET, MOTION_WINDOW, Syncer, SyncerPyramid
 from mssync.video import FPS
 
@@ -152,9 +153,9 @@ def generated(syncers: SyncerPyramid, generator: Any, clips: Sequence[Clip], sys
 
 @torch.no_grad()
 def roll_out(generator: Any, clip: Clip) -> Tensor:
-    """Generated motion (T, D) of a clip's first frame and speech."""
+    """Generated motion (T, D) of a clip's first frame and speech; the head turns in each clip in its own way."""
     heard = clip.audio if clip.heard is None else clip.heard
-    return torch.stack(list(generator.stream(clip.motion[0], heard)))[: len(clip)]
+    return torch.stack(list(generator.stream(clip.motion[0], heard, own_seed(clip.name))))[: len(clip)]
 
 
 def _others(clips: Sequence[Clip]) -> list[Clip]:

@@ -24,6 +24,7 @@ from mssync.generator import Generator
 from mssync.syncer import MultiScaleSyncLoss, SyncerPyramid
 from mssync.training.common import Average, Run, launched
 from mssync.training.face import FaceLosses
+from mssync.training.spontaneous import spontaneous_motion
 from mssync.weights import load_model, save_model
 
 VALIDATE_EVERY = 250  # steps
@@ -75,9 +76,7 @@ def train(
     around = (generator.lead, generator.follow) if live else None
     start = int(run.restore(_stored(parts)).get("step", 0))
     parts = _distribute(fabric, parts)
-    # A stabilised clip has no head motion to learn from; where there are no others, faces are all that moves.
-    moving = [s for s in sequences if not s.stabilised] or sequences
-    batches = SequenceBatches(moving, settings.frames, settings.batch, 0, config.augmentation, around)
+    batches = SequenceBatches(_moving(sequences), settings.frames, settings.batch, 0, config.augmentation, around)
     checks = validation_batches(
         data, sequences, settings.frames, settings.batch, VALIDATION_BATCHES, config.augmentation.smooth, around
     )
@@ -103,11 +102,15 @@ def _build(config: Config, sequences: list[Sequence], synchrony: MultiScaleSyncL
     frame, sequence = FrameDiscriminator(config.discriminator), SequenceDiscriminator(config.discriminator)
     if settings.quiet and not settings.lambda_lips:
         raise InputError("generator_training.quiet closes lips, so it needs generator_training.lambda_lips above zero")
+    if config.generator.spontaneous and not settings.lambda_lips:
+        raise InputError("generator.spontaneous reads faces, so it needs generator_training.lambda_lips above zero")
     if settings.start is not None:
         _begin_from(generator, settings.start)
     motion = torch.cat([s.motion for s in sequences])
     audio = torch.cat([s.audio if s.heard is None else s.heard for s in sequences])
     generator.set_statistics(motion.mean(0), motion.std(0), audio.mean(0), audio.std(0))
+    if config.generator.spontaneous:
+        generator.spontaneous_motion.copy_(spontaneous_motion([s.motion for s in _moving(sequences)]))
     for discriminator in (frame, sequence):
         discriminator.motion_norm.set_statistics(motion.mean(0), motion.std(0))
     both = [*frame.parameters(), *sequence.parameters()]
@@ -123,10 +126,18 @@ def _build(config: Config, sequences: list[Sequence], synchrony: MultiScaleSyncL
     )
 
 
+def _moving(sequences: list[Sequence]) -> list[Sequence]:
+    """A stabilised clip has no head motion to learn from; where there are no others, faces are all that moves."""
+    return [s for s in sequences if not s.stabilised] or sequences
+
+
 def _begin_from(generator: Generator, start: str) -> None:
     """Take over the weights of another generator. Raises InputError when it has other sizes."""
+    weights = load_model(start, kinds=("generator",))[0].state_dict()
+    for name, buffer in generator.named_buffers():  # of the data, not of the other generator
+        weights[name] = buffer
     try:
-        generator.load_state_dict(load_model(start, kinds=("generator",))[0].state_dict())
+        generator.load_state_dict(weights)
     except RuntimeError:
         raise InputError(f"generator_training.start: {start} has other sizes than this configuration") from None
 

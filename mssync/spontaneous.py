@@ -1,0 +1,72 @@
+"""What a person does that speech does not tell: where the head turns for the next seconds, and blinks (ours).
+
+A generator that has nothing else to go by learns the mean of what people do, which is to stay in the middle with open
+eyes. So turns and blinks are drawn, and added to what it makes of the speech, linearly, as they look in real motion
+(`training.spontaneous` measures that): seven numbers a frame, of which six say where the head is, in units of what
+people do, and the seventh how far the eyes are closed, from 0 to 1. A place is held for some seconds, then another one
+is taken; eyes blink.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+PLACE = 6  # numbers that say where the head is: across, down, size, roll, yaw and pitch, mixed
+NUMBERS = PLACE + 1
+HOLD = 50  # frames that a place is held on average: poses 1 s apart share half of their variance, 3 s apart little
+TURN = 3.5  # frames that each of STAGES first-order lags takes: a turn lasts about 0.6 s
+STAGES = 3
+DEVIATION = 1.0  # of places: as the root mean square of people in clips of seconds
+FARTHEST = 1.5  # deviations: few portraits can be drawn farther from where they were
+# How far the eyes are closed in a blink, frame by frame: the median of 1,700 real ones, a little deeper, as their
+# motion was smoothed. People blink 28 times a minute, and often as they turn.
+BLINK = np.array([0.07, 0.36, 0.64, 0.77, 0.62, 0.41, 0.23, 0.15, 0.1, 0.05, 0])
+BETWEEN = 80  # frames on average from the time that the next blink may come until it does
+REST = 20  # frames from the beginning of a blink until the next one may come
+
+
+def exceeded_once_in(frames: float) -> float:
+    """What a standard normal number exceeds once in so many times."""
+    return math.sqrt(2) * float(torch.erfinv(torch.tensor(1 - 2 / frames, dtype=torch.float64)))
+
+
+TURNS, BLINKS = exceeded_once_in(HOLD), exceeded_once_in(BETWEEN)
+
+
+class Spontaneous:
+    """Turns and blinks of B people, at random; the same for a seed, however many frames are drawn at a time.
+
+    Everybody begins in the middle, with open eyes.
+    """
+
+    def __init__(self, batch: int, seed: int) -> None:
+        self.random = np.random.default_rng(seed)
+        # The place that is held, and what follows it ever more smoothly.
+        self.stages = [np.zeros((batch, PLACE)) for _ in range(STAGES + 1)]
+        self.since = np.full(batch, len(BLINK))  # frames since a blink began
+
+    def draw(self, frames: int) -> Tensor:
+        """The numbers of the next frames, (frames, B, NUMBERS) float32."""
+        numbers = np.empty((frames, len(self.since), NUMBERS), np.float32)
+        for t, drawn in enumerate(self.random.standard_normal((frames, len(self.since), 2 + PLACE))):
+            numbers[t, :, :PLACE] = self.stages[-1]
+            numbers[t, :, PLACE] = BLINK[np.minimum(self.since, len(BLINK) - 1)]
+            self._move(drawn[:, 0] > TURNS, drawn[:, 1] > BLINKS, drawn[:, 2:].clip(-FARTHEST, FARTHEST))
+        return torch.from_numpy(numbers)
+
+    def _move(self, turns: np.ndarray, blinks: np.ndarray, places: np.ndarray) -> None:
+        """To the next frame: (B,) who turns, and whose eyes are to blink; (B, PLACE) where those turn who do."""
+        self.stages[0] = np.where(turns[:, None], DEVIATION * places, self.stages[0])
+        for k in range(STAGES):
+            self.stages[k + 1] = self.stages[k + 1] + (self.stages[k] - self.stages[k + 1]) / TURN
+        self.since = np.where((turns | blinks) & (self.since >= REST), 0, self.since + 1)
+
+
+def own_seed(name: str) -> int:
+    """A seed for every clip of an evaluation, so that heads do not turn alike in all of them."""
+    return zlib.crc32(name.encode())

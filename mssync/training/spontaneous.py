@@ -1,0 +1,67 @@
+"""What turns of the head and blinks look like in real motion, for `mssync.spontaneous` (ours).
+
+In double precision: the same clips give the same, to the last digit of what is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mssync.metrics.face import Face
+
+SLOW = 6.0  # frames: deviation of the Gaussian that leaves of motion what is slow, below 0.5 Hz
+OPEN = 0.75  # quantile of the opening of eyes at which they are open: the others are in blinks, or tired
+SHUT = 0.45  # how far eyes close in the middle of a blink, at least
+AWAKE = 0.2  # how far they are closed before and after it, at most
+AROUND = 6  # frames from the middle of a blink to where it has not begun, or is over
+
+
+def spontaneous_motion(clips: Sequence[Tensor]) -> Tensor:
+    """How motion (60,) changes with each of the numbers of `mssync.spontaneous`, on average: (7, 60).
+
+    clips: (T, 60) each, of the compact reenactor, one or more. Zeros for blinks where nobody blinks.
+    """
+    face = Face().double()
+    whole = [clip.double() for clip in clips]
+    return torch.cat([_turns(face, whole), _blink(face, whole)[None]]).float()
+
+
+def _turns(face: Face, clips: list[Tensor]) -> Tensor:
+    """Change of slow motion with the slow pose of the head, which has variances of 1 without correlation: (6, 60)."""
+    poses = torch.cat([_centred(slow(face.pose(clip))) for clip in clips])
+    to_place = torch.linalg.inv(torch.linalg.cholesky(poses.T @ poses / len(poses))).T
+    return torch.linalg.lstsq(poses @ to_place, torch.cat([_centred(slow(clip)) for clip in clips])).solution
+
+
+def _blink(face: Face, clips: list[Tensor]) -> Tensor:
+    """Median over blinks of what motion does as open eyes close, (60,)."""
+    found = [change for clip in clips for change in _blinks(face, clip)]
+    return torch.stack(found).median(0).values if found else torch.zeros_like(clips[0][0])
+
+
+def _blinks(face: Face, clip: Tensor) -> list[Tensor]:
+    opening = face.eyes(clip)
+    closed = 1 - opening / opening.quantile(OPEN)
+    found = []
+    for t in range(AROUND, len(clip) - AROUND):
+        before, after = t - AROUND, t + AROUND
+        usual = (closed[before] + closed[after]) / 2
+        if closed[t] > SHUT and closed[t] == closed[before : after + 1].max() and usual < AWAKE:
+            found.append((clip[t] - (clip[before] + clip[after]) / 2) / (closed[t] - usual))
+    return found
+
+
+def slow(x: Tensor) -> Tensor:
+    """(T, n) without what is faster than SLOW; as if the first and the last frame had lasted."""
+    reach = round(3 * SLOW)
+    weights = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / SLOW).square()).to(x)
+    padded = F.pad(x.T[None], (reach, reach), mode="replicate")[0]
+    return (padded.unfold(1, len(weights), 1) @ (weights / weights.sum())).T
+
+
+def _centred(x: Tensor) -> Tensor:
+    return x - x.mean(0)
