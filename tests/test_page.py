@@ -13,10 +13,13 @@ import urllib.request
 import wave
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
+from mssync.app.work import DEMO_PORTRAIT, DEMO_SPEECH
+from mssync.audio import SAMPLE_RATE, load_audio
 from mssync.video import probe
 
 pytest.importorskip("gradio")
@@ -174,6 +177,73 @@ def test_live_is_there(page):
     live.get_by_role("button", name="Start").wait_for()
     live.get_by_role("button", name="Start").click()
     live.get_by_text("Choose a portrait first.").wait_for()
+
+
+@pytest.fixture(scope="module")
+def devices(tmp_path_factory):
+    """Chromium's flags for a camera before the example portrait, and a microphone that hears the example's speech."""
+    folder = tmp_path_factory.mktemp("devices")
+    portrait = Image.open(DEMO_PORTRAIT).convert("RGB").resize((480, 480))
+    seen = Image.new("RGB", (640, 480), (120, 120, 120))
+    seen.paste(portrait, (80, 0))
+    planes = av.VideoFrame.from_image(seen).reformat(format="yuv420p").to_ndarray().tobytes()
+    (folder / "camera.y4m").write_bytes(b"YUV4MPEG2 W640 H480 F10:1 Ip A1:1 C420jpeg\n" + 10 * (b"FRAME\n" + planes))
+    with wave.open(str(folder / "microphone.wav"), "wb") as file:
+        file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
+        file.writeframes((load_audio(DEMO_SPEECH) * 32767).clip(-32768, 32767).astype("<i2").tobytes())
+    return [
+        "--use-fake-ui-for-media-stream",
+        "--use-fake-device-for-media-stream",
+        f"--use-file-for-fake-video-capture={folder / 'camera.y4m'}",
+        f"--use-file-for-fake-audio-capture={folder / 'microphone.wav'}",
+    ]
+
+
+@pytest.fixture
+def equipped(devices, address):
+    """The page in a browser with camera and microphone."""
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS + devices)
+        opened = browser.new_context(permissions=["camera", "microphone"], **WIDE).new_page()
+        opened.set_default_timeout(PATIENCE)
+        opened.goto(address)
+        opened.get_by_role("heading", name="MS-Sync").wait_for()
+        yield opened
+        browser.close()
+
+
+def test_camera_and_microphone_become_a_video(equipped):
+    portrait, speech = equipped.locator("#animate-portrait"), equipped.locator("#speech")
+    portrait.get_by_role("button", name="Capture from camera").click()
+    portrait.get_by_role("button", name="Click to Access Webcam").click()
+    take = portrait.get_by_role("button", name="capture photo")
+    take.wait_for()
+    equipped.wait_for_timeout(2000)  # a camera's first pictures may be dark
+    take.click()
+    equipped.locator("#animate-preview img").wait_for()
+    speech.get_by_role("button", name="Record audio").click()
+    speech.get_by_role("button", name="Record", exact=True).click()
+    equipped.wait_for_timeout(3000)
+    speech.get_by_role("button", name="Stop", exact=True).first.click()
+    speech.get_by_role("button", name="Play", exact=True).wait_for()
+    equipped.get_by_role("button", name="Make the video").click()
+    equipped.locator("#animate-result video").wait_for()
+    expect(equipped.get_by_label("About it").first).to_have_value(re.compile(r"[2-4]\.\d s of video, \d+ frames"))
+
+
+def test_live_answers_a_microphone(equipped, tmp_path):
+    equipped.get_by_role("tab", name="Live").click()
+    live = equipped.frame_locator("iframe")
+    live.get_by_label(re.compile("Portrait")).set_input_files(DEMO_PORTRAIT)
+    live.get_by_role("button", name="Start").click()
+    expect(live.locator("#rate")).to_have_text(re.compile(r"^\d+"))
+    equipped.wait_for_timeout(4000)
+    assert float(live.locator("#rate").inner_text().split()[0]) > 1
+    assert re.search(r"\d", live.locator("#delay").inner_text())
+    drawn = "c => new Set(c.getContext('2d').getImageData(0, 0, 256, 256).data).size"
+    assert live.locator("#screen").evaluate(drawn) > 50
+    live.get_by_role("button", name="Stop").click()
+    expect(live.get_by_role("button", name="Start")).to_be_enabled()
 
 
 def test_with_the_keyboard_alone(page):

@@ -10,6 +10,7 @@ pytest.importorskip("scipy", reason="needs mssync[eval]")
 
 from mssync.data.sequences import Sequence
 from mssync.metrics import motions, synchrony
+from mssync.metrics.face import Face
 from mssync.reenact.mesh import canonical_face, mesh_motion
 from mssync.syncer import Syncer, SyncerPyramid
 
@@ -121,3 +122,21 @@ def test_motion_is_compared_with_the_real_one() -> None:
     assert 0 < half["speed"].value < real["speed"].value
     assert systems["real"].pose_distance == pytest.approx(0, abs=1e-6)
     assert systems["half"].pose_distance < systems["still"].pose_distance
+
+
+def test_blinks_are_counted_a_minute() -> None:
+    closed = torch.zeros(1500)  # a minute
+    for start in (10, 400, 900):
+        closed[start : start + 5] = torch.tensor([0.3, 0.6, 0.8, 0.5, 0.2])
+    closed[1200:1210] = 0.4  # looks down
+    assert motions.blinks(closed) == 3
+    assert motions.blinks(closed[:750]) == 4
+    face = Face()
+    clip = torch.from_numpy(np.pad(mesh_motion(canonical_face()).reshape(54), (0, 6))).float().repeat(50, 1)
+    lids = torch.zeros(10, 6)
+    lids[:2, 5] = -1.2
+    clip[20:23] += lids.flatten()
+    shut = face.closed(clip)
+    assert shut[:20].abs().max() < 1e-5
+    assert shut[21] > 0.7
+    assert motions.blinks(shut) == 30

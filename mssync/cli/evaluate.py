@@ -106,6 +106,7 @@ MOTION_ROWS = {
     "pitch": "range of pitch, °",
     "roll": "range of roll, °",
     "place": "range of place, eye distances",
+    "blinks": "blinks a minute",
     "jitter": "jitter over the real one",
 }
 

@@ -11,6 +11,8 @@ from mssync.metrics.frontal import mean_face, view_reading
 from mssync.reenact import N_VALUES
 from mssync.reenact.mesh import LEFT_LIDS, LOWER_LIP, MESH_KEYPOINTS, RIGHT_LIDS, UPPER_LIP, face_reading
 
+OPEN = 0.75  # quantile of the opening of eyes at which they are open: the others are in blinks, or tired
+SHUT = 0.45  # how far eyes close in a blink, at least: motion is smoothed, which leaves them open a little
 EVERY = 6  # points of the mesh between two at which the face's shape is compared, lids apart, which all count
 
 
@@ -64,6 +66,11 @@ class Face(nn.Module):
         points = _read(self.to_eyes, motion, 2).unflatten(-2, (2, 2, 2))  # eyes, lids or corners, two of them
         gaps, widths = (points[..., 0, :] - points[..., 1, :]).norm(dim=-1).unbind(-1)
         return (gaps / widths).mean(-1)
+
+    def closed(self, motion: Tensor) -> Tensor:
+        """How far eyes are closed along a motion (T, 60), (T,): from 0, open as usual, to 1; below 0 when wide open."""
+        opening = self.eyes(motion)
+        return 1 - opening / opening.quantile(OPEN)
 
     def pose(self, motion: Tensor) -> Tensor:
         """Across, down, size, roll, yaw and pitch of the head, (..., 6), linear in motion.

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from mssync.data.sequences import Sequence as Clip
 from mssync.metrics.estimates import Estimate, mean
-from mssync.metrics.face import Face
+from mssync.metrics.face import SHUT, Face
 from mssync.metrics.head import PoseDistance, head_figures, motion_poses
 from mssync.metrics.synchrony import BORROWED, REAL, STILL, borrowed, jitter
+from mssync.video import FPS
 
 PIXELS = 128  # of 256, in a unit of motion
 
@@ -25,7 +26,7 @@ class MotionFigures:
     mouth_r: correlation over time of how far the mouth is open with the real motion (nan: it does not move); opening:
     how much that varies, over the real one. lips, shape: mean distance of the points of the lips, and of the whole face
     but for where it is and how it is turned, from the real ones, in pixels of 256. speed, yaw, pitch, roll, place: see
-    `head.HeadFigures`. jitter: mean absolute acceleration of the keypoints over the real one.
+    `head.HeadFigures`. blinks: a minute. jitter: mean absolute acceleration of the keypoints over the real one.
     """
 
     mouth_r: float
@@ -37,6 +38,7 @@ class MotionFigures:
     pitch: float
     roll: float
     place: float
+    blinks: float
     jitter: float
 
 
@@ -66,8 +68,15 @@ def figures(face: Face, real: Tensor, made: Tensor) -> MotionFigures:
         pitch=head.pitch,
         roll=head.roll,
         place=head.place,
+        blinks=blinks(face.closed(made)),
         jitter=jitter(made) / jitter(real),
     )
+
+
+def blinks(closed: Tensor) -> float:
+    """How often eyes close in a minute, of how far they are closed in each frame, (T,) (see `Face.closed`)."""
+    shut = closed > SHUT
+    return float((shut[1:] & ~shut[:-1]).sum()) / len(closed) * 60 * FPS
 
 
 def _pixels_apart(a: Tensor, b: Tensor) -> float:

@@ -11,12 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mssync.metrics.face import Face
+from mssync.metrics.face import SHUT, Face
 
 SLOW = 6.0  # frames: deviation of the Gaussian that leaves of motion what is slow, below 0.5 Hz
-OPEN = 0.75  # quantile of the opening of eyes at which they are open: the others are in blinks, or tired
-SHUT = 0.45  # how far eyes close in the middle of a blink, at least
-AWAKE = 0.2  # how far they are closed before and after it, at most
+AWAKE = 0.2  # how far eyes are closed before and after a blink, at most
 AROUND = 6  # frames from the middle of a blink to where it has not begun, or is over
 
 
@@ -44,9 +42,7 @@ def _blink(face: Face, clips: list[Tensor]) -> Tensor:
 
 
 def _blinks(face: Face, clip: Tensor) -> list[Tensor]:
-    opening = face.eyes(clip)
-    closed = 1 - opening / opening.quantile(OPEN)
-    found = []
+    closed, found = face.closed(clip), []
     for t in range(AROUND, len(clip) - AROUND):
         before, after = t - AROUND, t + AROUND
         usual = (closed[before] + closed[after]) / 2
