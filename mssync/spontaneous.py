@@ -24,9 +24,9 @@ STAGES = 3
 DEVIATION = 1.0  # of places: as the root mean square of people in clips of seconds
 FARTHEST = 1.5  # deviations: few portraits can be drawn farther from where they were
 # How far the eyes are closed in a blink, frame by frame: the median of 1,700 real ones, a little deeper, as their
-# motion was smoothed. People blink 28 times a minute, and often as they turn.
+# motion was smoothed. People blink 20 to 30 times a minute, and often as they turn.
 BLINK = np.array([0.07, 0.36, 0.64, 0.77, 0.62, 0.41, 0.23, 0.15, 0.1, 0.05, 0])
-BETWEEN = 80  # frames on average from the time that the next blink may come until it does
+BETWEEN = 300  # frames on average from the time that the next blink may come until it does, where nobody turns
 REST = 20  # frames from the beginning of a blink until the next one may come
 
 

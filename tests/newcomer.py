@@ -51,7 +51,7 @@ case "$1 $2" in
   "reproduce table4") set -- "$@" --steps 4 ;;
   "reproduce fig6") set -- "$@" --steps 4 --every 2 ;;
 esac
-exec "{clone}/.venv/bin/mssync" "$@"
+PATH=${{PATH#*:}} exec mssync "$@"
 """
 
 
@@ -87,7 +87,7 @@ class Newcomer:
         if minutes:
             shorter = place / "bin" / "mssync"
             shorter.parent.mkdir()
-            shorter.write_text(SHORTER.format(clone=self.clone, minutes=minutes))
+            shorter.write_text(SHORTER.format(minutes=minutes))
             shorter.chmod(0o755)
             folders.insert(0, str(shorter.parent))
         self.environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
