@@ -263,7 +263,7 @@ class Pipeline:
 
         head_motion: 0 keeps the head still, 1 as generated, at most 2. expression: the same for the face.
         smooth: standard deviation of Gaussian smoothing in frames, 0 (off) to 25.
-        seed: of the head's turns that speech does not tell; the same seed gives the same video.
+        seed: of turns of the head and blinks, of which speech tells nothing; the same seed gives the same video.
         size: side of the square frames in pixels, even, 64 to 1024.
         paste_back: put the animated face back into the full picture; frames then have the picture's size (at
             most 1920 pixels on the longest side), and `size` is not used.

@@ -88,7 +88,7 @@ def animate(
         float, typer.Option(metavar="F", help="How strongly mouth and face move: 0 to 2, 1 as generated.")
     ] = 1.0,
     smooth: Annotated[float, typer.Option(metavar="F", help="Smooth the motion over F frames: 0 (off) to 25.")] = 0.0,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of the head's turns that speech does not tell.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of turns of the head and blinks: another take.")] = 0,
     size: SizeOption = 256,
     paste_back: PasteOption = False,
     model: ModelOption = "compact",
