@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import time
 from collections.abc import Iterator
@@ -25,6 +26,9 @@ def launched(precision: str = "32-true") -> Any:
     strategy: Any = DDPStrategy(find_unused_parameters=True) if world > 1 else "auto"
     fabric = Fabric(devices=local, num_nodes=world // local, precision=precision, strategy=strategy)  # type: ignore[arg-type]
     fabric.launch()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # Left to the interpreter's end, its threads may outlive what they need, and the process aborts.
+        atexit.register(torch.distributed.destroy_process_group)
     return fabric
 
 
