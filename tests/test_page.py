@@ -66,11 +66,16 @@ def address(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+def playwright():
+    with sync_api.sync_playwright() as started:
         yield started
-        started.close()
+
+
+@pytest.fixture(scope="module")
+def browser(playwright):
+    started = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    yield started
+    started.close()
 
 
 @pytest.fixture(params=[WIDE, PHONE], ids=["wide and light", "phone and dark"])
@@ -200,16 +205,15 @@ def devices(tmp_path_factory):
 
 
 @pytest.fixture
-def equipped(devices, address):
+def equipped(playwright, devices, address):
     """The page in a browser with camera and microphone."""
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS + devices)
-        opened = browser.new_context(permissions=["camera", "microphone"], **WIDE).new_page()
-        opened.set_default_timeout(PATIENCE)
-        opened.goto(address)
-        opened.get_by_role("heading", name="MS-Sync").wait_for()
-        yield opened
-        browser.close()
+    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS + devices)
+    opened = browser.new_context(permissions=["camera", "microphone"], **WIDE).new_page()
+    opened.set_default_timeout(PATIENCE)
+    opened.goto(address)
+    opened.get_by_role("heading", name="MS-Sync").wait_for()
+    yield opened
+    browser.close()
 
 
 def test_camera_and_microphone_become_a_video(equipped):
