@@ -103,18 +103,29 @@ class Newcomer:
     def run(self, block: Block) -> bool:
         """Run a block in the clone; return whether it did what it should."""
         if block.needs == TERMINAL:
-            process = self._start(block)
-            return _stopped(process, KEPT)
+            return _stopped(self._start(block), KEPT)
         if block.needs == SERVER:
             server = self._start(Block("", 0, "bash", f"exec mssync serve --port {PORT}", ""))
-            _answers(PORT)
-            done = self._start(block).wait(LIMIT) == 0
-            return _stopped(server, 0) and done
-        return self._start(block).wait(LIMIT) == 0
+            try:
+                _answers(PORT)
+                done = _done(self._start(block))
+            finally:
+                stopped = _stopped(server, 0)
+            return stopped and done
+        return _done(self._start(block))
 
     def _start(self, block: Block) -> subprocess.Popen[bytes]:
         command = ["bash", "-e", "-c"] if block.language == "bash" else ["python", "-c"]
         return subprocess.Popen([*command, block.code], cwd=self.clone, env=self.environment, start_new_session=True)
+
+
+def _done(process: subprocess.Popen[bytes]) -> bool:
+    """Whether it ended well; one that takes longer than LIMIT, or is interrupted, does not live on."""
+    try:
+        return process.wait(LIMIT) == 0
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
 
 
 def _stopped(process: subprocess.Popen[bytes], after: float) -> bool:
