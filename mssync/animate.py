@@ -37,8 +37,9 @@ from mssync.motion import (
     load_motion,
     relative,
     save_motion,
+    space_name,
 )
-from mssync.reenact import SIZE, Reenactor, motion_space
+from mssync.reenact import SIZE, Reenactor
 from mssync.video import FPS, MAX_SIDE, VideoReader, read_image
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ class Frames(Iterator[np.ndarray]):
     """Frames of a video, uint8 (height, width, 3) RGB at 25 a second, made as they are asked for.
 
     `len(frames)` is their number in all, `motion` (T, 10, 6) what they show (what is not made yet is made when it is
-    asked for), `audio` float32 (n,) at 16 kHz the sound that belongs to them, or None.
+    asked for), `audio` float32 (n,) at 16 kHz the sound that belongs to them, or None, `model` the name of the
+    reenactor, which the video's metadata mention.
     """
 
     def __init__(
@@ -83,11 +85,12 @@ class Frames(Iterator[np.ndarray]):
         frames: Iterator[np.ndarray],
         motion: GrowingMotion,
         audio: np.ndarray | None,
-        reenactor: str,
+        model: str,
+        space: str,
         source_size: tuple[int, int],
     ) -> None:
         self._frames, self._motion, self.audio = frames, motion, audio
-        self._reenactor, self._source_size = reenactor, source_size
+        self.model, self._space, self._source_size = model, space, source_size
 
     def __len__(self) -> int:
         return len(self._motion)
@@ -96,17 +99,12 @@ class Frames(Iterator[np.ndarray]):
     def motion(self) -> np.ndarray:
         return self._motion[: len(self)]
 
-    @property
-    def model(self) -> str:
-        """The name of the reenactor, which the video's metadata mention."""
-        return self._reenactor
-
     def __next__(self) -> np.ndarray:
         return next(self._frames)
 
     def save_motion(self, path: PathLike) -> None:
         """Write the motion to a file that `Pipeline.render` and `mssync render` take."""
-        save_motion(path, self.motion, reenactor=self._reenactor, source_size=self._source_size)
+        save_motion(path, self.motion, space=self._space, source_size=self._source_size)
 
 
 class GrowingMotion:
@@ -161,10 +159,11 @@ def load(model: PathLike = "compact", device: str = "cpu", live: bool = False) -
     if generator_file is not None:
         generator, about = weights.load_model(generator_file, place, ("generator",))
         kind = about["config"].get("audio", kind)
-        if about["config"].get("motion_space") != motion_space(reenactor):
+        space = space_name(str(about["config"].get("motion_space")))
+        if space != reenactor.space:
             raise InputError(
-                f"{generator_file} was trained on the motion of another reenactor than {reenactor_file}; "
-                "train one on this motion (`mssync extract`, `mssync train generator`)"
+                f"{generator_file} was trained on motion of the space {space!r}, and {reenactor_file} draws "
+                f"{reenactor.space!r}; train one on this motion (`mssync extract`, `mssync train generator`)"
             )
     return Pipeline(reenactor.for_rendering(), generator, audio_kind=kind, name=metadata["kind"], device=place)
 
@@ -213,7 +212,7 @@ class Pipeline:
         """reenactor, generator: in eval mode, on `device`; without a generator `animate` is refused.
 
         audio_kind: the features that the generator was trained on, "logfbank" or "mfcc".
-        name: the reenactor's name, written to motion files: motion belongs to the model that made it.
+        name: of the reenactor, for the metadata of videos.
         """
         self.reenactor, self.generator = reenactor, generator
         self.audio_kind, self.name, self.device = audio_kind, name, torch.device(device)
@@ -334,8 +333,10 @@ class Pipeline:
             check_motion(motion, "the given motion")
         else:
             loaded = load_motion(motion)
-            if loaded.reenactor != self.name:
-                raise InputError(f"{motion}: motion of the model {loaded.reenactor!r}, which {self.name!r} cannot draw")
+            if loaded.space not in (self.reenactor.space, self.name):  # version 0.1 wrote the kind of the reenactor
+                raise InputError(
+                    f"{motion}: motion of the space {loaded.space!r}; this model draws {self.reenactor.space!r}"
+                )
             motion = loaded.motion
         return self._render(self.portrait(image), motion, None, size, paste_back)
 
@@ -437,7 +438,7 @@ class Pipeline:
         if isinstance(motion, np.ndarray):
             motion = GrowingMotion([motion], len(motion))
         frames = self._frames(portrait, motion, size, paste_back)
-        return Frames(frames, motion, audio, self.name, portrait.size)
+        return Frames(frames, motion, audio, self.name, self.reenactor.space, portrait.size)
 
     def _frames(self, portrait: Portrait, motion: GrowingMotion, size: int, paste_back: bool) -> Iterator[np.ndarray]:
         def drawn(start: int) -> list[np.ndarray]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import av
@@ -40,6 +41,7 @@ BLOCK = 1024  # audio frames transformed at once, so that memory does not grow w
 USUAL_PEAK, LEAST_PEAK = 0.3, 0.02  # of full scale
 PEAK_HALF_LIFE = 5.0  # seconds
 MEAN_SECONDS = 2.0  # time constant of the running mean, a constant offset of the microphone
+BANK_FILE = Path(__file__).parent / "assets" / "filter_bank.npz"  # `mel_filters` and `cepstral_transform`
 
 
 # Reading
@@ -169,7 +171,7 @@ def _log_filters(filters: Tensor, _: Tensor) -> Tensor:
 
 
 def _cepstra(filters: Tensor, energy: Tensor) -> Tensor:
-    cepstra = filters.log() @ _cepstral_transform(filters.device)
+    cepstra = filters.log() @ _bank("cepstra", filters.device)
     return torch.cat([energy.log()[..., None], cepstra[..., 1:]], dim=-1)
 
 
@@ -287,7 +289,7 @@ def _energies(frames: Tensor) -> tuple[Tensor, Tensor]:
     """Pre-emphasised frames (..., n, 400), float64 -> energies of the mel filters (..., n, 26) and of the frames."""
     spectrum = torch.fft.rfft(frames, N_FFT)
     power = (spectrum.real.square() + spectrum.imag.square()) / N_FFT
-    return _above_zero(power @ _mel_filters(frames.device)), _above_zero(power.sum(dim=-1))
+    return _above_zero(power @ _bank("mel", frames.device)), _above_zero(power.sum(dim=-1))
 
 
 def _frames(waveform: Tensor, start: int, stop: int) -> Tensor:
@@ -309,21 +311,24 @@ def _above_zero(energy: Tensor) -> Tensor:
 # Constants that are first needed in inference mode must serve training as well.
 @lru_cache(maxsize=8)
 @torch.inference_mode(False)
-def _mel_filters(device: torch.device) -> Tensor:
+def _bank(name: str, device: torch.device) -> Tensor:
+    with np.load(BANK_FILE) as bank:
+        return torch.from_numpy(bank[name]).to(device)
+
+
+def mel_filters() -> NDArray[np.float64]:
     """Triangular filters (257, 26), equally wide in mel = 2595 log10(1 + Hz / 700), corners on FFT bins."""
     top = 2595 * math.log10(1 + SAMPLE_RATE / 2 / 700)
-    mel = torch.linspace(0, top, N_FILTERS + 2, dtype=torch.float64, device=device)
-    corners = ((N_FFT + 1) * 700 * (10 ** (mel / 2595) - 1) / SAMPLE_RATE).floor()
-    bins = torch.arange(N_FFT // 2 + 1, dtype=torch.float64, device=device)[:, None]
+    mel = np.linspace(0, top, N_FILTERS + 2)
+    corners = np.floor((N_FFT + 1) * 700 * (10 ** (mel / 2595) - 1) / SAMPLE_RATE)
+    bins = np.arange(N_FFT // 2 + 1)[:, None]
     left, centre, right = corners[:-2], corners[1:-1], corners[2:]
-    return torch.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)).clamp(min=0)
+    return np.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)).clip(min=0)
 
 
-@lru_cache(maxsize=8)
-@torch.inference_mode(False)
-def _cepstral_transform(device: torch.device) -> Tensor:
+def cepstral_transform() -> NDArray[np.float64]:
     """The orthonormal type-II cosine transform with the lifter multiplied in: (filter, coefficient)."""
-    k = torch.arange(N_FILTERS, dtype=torch.float64, device=device)
-    cosines = torch.cos(math.pi / N_FILTERS * (k[:, None] + 0.5) * k) * math.sqrt(2 / N_FILTERS)
+    k = np.arange(N_FILTERS)
+    cosines = np.cos(math.pi / N_FILTERS * (k[:, None] + 0.5) * k) * math.sqrt(2 / N_FILTERS)
     # Coefficient 0 would have its own scale, but the energy takes its place.
-    return cosines * (1 + CEPSTRAL_LIFTER / 2 * torch.sin(math.pi / CEPSTRAL_LIFTER * k))
+    return cosines * (1 + CEPSTRAL_LIFTER / 2 * np.sin(math.pi / CEPSTRAL_LIFTER * k))

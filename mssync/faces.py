@@ -38,6 +38,7 @@ INNER_LIPS = (13, 14)
 FOREHEAD, SUBNASALE, CHIN = 10, 2, 152
 
 CANONICAL_FILE = Path(__file__).parent / "assets" / "canonical_face.npy"  # a symmetric mean face (478, 2)
+MIRROR_FILE = CANONICAL_FILE.with_name("mirror_points.npy")  # `find_mirror_points`
 
 WINDOW_SCALE = 1.9  # side of the window in which a face is followed, in heights of the face
 WINDOW_MARGIN = 0.03  # a face nearer than this to its window's edge (in sides) gets a new window
@@ -412,7 +413,12 @@ def _ramp(start: int, stop: int, limit: int, width: float) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def mirror_points() -> np.ndarray:
-    """(478,) index of every mesh point's mirror point: nearest to where the symmetric mean face mirrors it to."""
+    """(478,) index of every mesh point's mirror point."""
+    return np.load(MIRROR_FILE)
+
+
+def find_mirror_points() -> np.ndarray:
+    """What MIRROR_FILE holds: the point nearest to where the symmetric mean face mirrors each to."""
     face = np.load(CANONICAL_FILE)
     distance = np.linalg.norm((face * [-1, 1])[:, None] - face, axis=-1)
     return distance.argmin(1)

@@ -3,10 +3,15 @@
 A motion is a float32 array (T, 10, 6) at 25 frames a second: ten keypoints, each
 ``[x, y, j00, j01, j10, j11]``, coordinates in [-1, 1] (x right, y down) and the 2×2 Jacobian around the
 keypoint, row by row. One frame of it, (10, 6), is called a pose.
+
+Motion belongs to a *space*: the keypoint detector that reads it. A space has a name, given once, when the training of
+its detector begins or a public checkpoint is converted, and stored in every file that holds motion or was trained on it.
+Files fit when the names are the same.
 """
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +25,8 @@ KEYPOINTS, VALUES = 10, 6  # numbers of one frame; 10 × 6 = the 60 of the paper
 MIN_SPREAD = 0.1  # rigid keypoints count as spread in a direction from this share of their largest spread on
 MIN_AREA_RATIO = 0.1  # no head shrinks to less than this between frames: such a fit is noise
 MAX_FILE = 1 << 30  # bytes that a motion file may unpack to: two days of motion
+# Files of version 0.1 name spaces by a digest of the detector's weights, motion files by the kind of the reenactor.
+EARLIER_NAMES = {"b65da1a07cdabc5f": "compact-1", "compact": "compact-1"}
 KERNEL_RADIUS = 3.0  # a Gaussian kernel reaches this many standard deviations
 
 
@@ -212,21 +219,41 @@ def _normalised(motion: np.ndarray) -> np.ndarray:
     return centred / np.maximum(size, 1e-6)[..., None, None]
 
 
+# Spaces
+
+
+def space_name(stored: str) -> str:
+    """The name of the space that a file means by `stored`: that itself, but for files of version 0.1."""
+    return EARLIER_NAMES.get(stored, stored)
+
+
+def check_space_name(name: str) -> str:
+    """The name. Raises InputError unless it is of letters, digits and . + - _ alone."""
+    if not re.fullmatch(r"[\w.+-]+", name):
+        raise InputError(f"the name of a motion space is made of letters, digits and . + - _, not {name!r}")
+    return name
+
+
 # Files
 
 
 @dataclass(frozen=True)
 class MotionFile:
-    """What a motion file holds: the motion (T, 10, 6), the reenactor whose keypoints these are, and the size
-    (height, width) in pixels of the picture or video that the motion was made for or read from."""
+    """What a motion file holds.
+
+    Attributes:
+        motion: (T, 10, 6) float32
+        space: the name of the motion's space
+        source_size: height and width in pixels of the picture or video that it was made for or read from
+    """
 
     motion: np.ndarray
-    reenactor: str
+    space: str
     source_size: tuple[int, int]
 
 
-def save_motion(path: PathLike, motion: np.ndarray, *, reenactor: str, source_size: tuple[int, int]) -> None:
-    """Write a motion file (``.npz`` with the keys motion, fps, reenactor, source_size).
+def save_motion(path: PathLike, motion: np.ndarray, *, space: str, source_size: tuple[int, int]) -> None:
+    """Write a motion file (``.npz`` with the keys motion, fps, space, source_size).
 
     Raises InputError when the motion is malformed or the file cannot be written.
     """
@@ -236,7 +263,7 @@ def save_motion(path: PathLike, motion: np.ndarray, *, reenactor: str, source_si
             part,
             motion=motion.astype(np.float32),
             fps=np.int64(FPS),
-            reenactor=np.str_(reenactor),
+            space=np.str_(space),
             source_size=np.array(source_size, np.int64),
         )
 
@@ -250,7 +277,7 @@ def load_motion(path: PathLike) -> MotionFile:
                 raise InputError(f"{path}: unpacks to more than a motion file can hold")
         with np.load(path, allow_pickle=False) as data:
             motion, fps = data["motion"], int(data["fps"])
-            reenactor, size = str(data["reenactor"]), data["source_size"]
+            space, size = str(data["space" if "space" in data else "reenactor"]), data["source_size"]
             height, width = (int(value) for value in size)
     except InputError:
         raise
@@ -259,7 +286,7 @@ def load_motion(path: PathLike) -> MotionFile:
     check_motion(motion, str(path))
     if fps != FPS:
         raise InputError(f"{path}: {fps} frames a second; motion has {FPS}")
-    return MotionFile(motion.astype(np.float32), reenactor, (height, width))
+    return MotionFile(motion.astype(np.float32), space_name(space), (height, width))
 
 
 def check_motion(motion: np.ndarray, name: str) -> None:

@@ -80,11 +80,15 @@ class Syncer(nn.Module):
         width: of the layers.
         embedding: size of the embeddings (512 in the paper).
         dropout: in training alone.
+
+    Attributes:
+        space: the name of the space of the motion that it was trained on; "" where nobody knows
     """
 
     def __init__(self, motion_dim: int = 60, width: int = 512, embedding: int = 512, dropout: float = 0.0) -> None:
         super().__init__()
         self.motion_dim = motion_dim
+        self.space = ""
         self.motion_norm = Standardize(motion_dim, LIMIT)
         self.audio_norm = Standardize(N_FILTERS, LIMIT)
         self.motion_encoder = nn.Sequential(
@@ -136,7 +140,10 @@ def cosines(sounds: Tensor, moves: Tensor) -> Tensor:
 
 def build_syncer(config: dict[str, Any]) -> Syncer:
     """The syncer of a model file, from the arguments stored in it (`weights.load_model`)."""
-    return Syncer(**config)
+    sizes = {name: value for name, value in config.items() if name != "motion_space"}
+    syncer = Syncer(**sizes)
+    syncer.space = config.get("motion_space", "")
+    return syncer
 
 
 def info_nce(positive: Tensor, negatives: Tensor, temperature: float = 1.0) -> Tensor:
@@ -190,6 +197,15 @@ class SyncerPyramid(nn.Module):
 
     def __len__(self) -> int:
         return len(self.syncers)
+
+    def check_space(self, space: str) -> None:
+        """Raise InputError where these syncers were trained on the motion of another space. "": nobody knows."""
+        for syncer in cast(list[Syncer], self.syncers):
+            if space and syncer.space and syncer.space != space:
+                raise InputError(
+                    f"the syncers were trained on motion of the space {syncer.space!r}, and this is of {space!r}; "
+                    "train syncers on this motion (`mssync train syncer`)"
+                )
 
     def embed_motion(self, motion: Tensor) -> list[Tensor]:
         """Motion (B, T, D) -> per level (B, windows, embedding). Raises InputError: too short for the highest level."""

@@ -103,10 +103,21 @@ def load_model(
         model = _build(metadata["kind"], metadata["config"])
         state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
         model.load_state_dict(state)
+        if metadata["kind"] in ("compact", "fomm"):
+            _name_earlier_space(model, metadata["config"])
     except (TypeError, KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path}: the weights do not fit their configuration ({reason})") from error
     return model.to(device).eval().requires_grad_(False), metadata
+
+
+def _name_earlier_space(reenactor: Any, config: dict[str, Any]) -> None:
+    """Name the motion space of a reenactor whose file is of version 0.1."""
+    from mssync.motion import space_name
+    from mssync.reenact import earlier_space
+
+    if "motion_space" not in config:
+        reenactor.space = space_name(earlier_space(reenactor))
 
 
 def _build(kind: str, config: dict[str, Any]) -> nn.Module:

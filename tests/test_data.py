@@ -33,7 +33,7 @@ def test_late_sound_is_moved_back() -> None:
 def sequence(name: str, frames: int) -> Sequence:
     motion = torch.arange(frames * 60.0).reshape(frames, 60)
     audio = torch.arange(frames * 4.0)[:, None].expand(-1, 26)
-    return Sequence(name, name, "corpus", False, "nobody logfbank", motion, -motion, audio)
+    return Sequence(name, name, "corpus", False, "nobody", "logfbank", motion, -motion, audio)
 
 
 def test_batches_are_aligned_and_a_function_of_their_number() -> None:

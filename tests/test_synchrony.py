@@ -18,7 +18,7 @@ from mssync.syncer import Syncer, SyncerPyramid
 def random_clip(name: str, frames: int, seed: int) -> Sequence:
     g = torch.Generator().manual_seed(seed)
     motion, audio = torch.randn(frames, 60, generator=g), torch.randn(4 * frames, 26, generator=g)
-    return Sequence(name, name, "", False, "space logfbank", motion, motion, audio)
+    return Sequence(name, name, "", False, "space", "logfbank", motion, motion, audio)
 
 
 @pytest.fixture(scope="module")

@@ -139,6 +139,7 @@ def eval_sync(
     clips = read_sequences(
         data, split, round(min_seconds * FPS), live=any(g.config.lookahead is not None for g in generators.values())
     )
+    judges.check_space(clips[0].space)
     scores = [*synchrony.conditions(judges, clips), *synchrony.baselines(judges, clips)]
     for label, generator in generators.items():
         scores += synchrony.generated(judges, generator, clips, label)

@@ -254,7 +254,7 @@ def _about_motion(path: Path) -> dict[str, Any]:
         "kind": "motion",
         "frames": f"{len(loaded.motion)} at {FPS} a second",
         "length": f"{len(loaded.motion) / FPS:.2f} s",
-        "model": loaded.reenactor,
+        "space": loaded.space,
         "source": f"{width} × {height}",
     }
 

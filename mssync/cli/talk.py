@@ -176,7 +176,7 @@ def motion(
     with waiting("watching the video"):
         values = talker.motion(video)
     reader = VideoReader(video)
-    save_motion(output, values, reenactor=talker.name, source_size=(reader.height, reader.width))
+    save_motion(output, values, space=talker.reenactor.space, source_size=(reader.height, reader.width))
     finished(output, f"{len(values)} frames of motion")
 
 

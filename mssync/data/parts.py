@@ -180,7 +180,7 @@ def _add(part: tarfile.TarFile, name: str, content: bytes | Path) -> None:
             shards.add(part, name, file, content.stat().st_size)
 
 
-_Tools = tuple[FaceMesh, Any, str]  # the face mesh, the reenactor (None without a model) and its motion space
+_Tools = tuple[FaceMesh, Any]  # the face mesh and the reenactor, None without a model
 
 
 @lru_cache(maxsize=1)
@@ -192,12 +192,11 @@ def _tools(model: str | None) -> _Tools:
     cv2.setNumThreads(1)  # there is a process for every core
     torch.set_num_threads(1)
     if model is None:
-        return FaceMesh(), None, ""
+        return FaceMesh(), None
     from mssync.animate import load
-    from mssync.reenact import motion_space
 
     reenactor = load(model).reenactor
-    return FaceMesh(), reenactor, motion_space(reenactor)
+    return FaceMesh(), reenactor
 
 
 class _Seen:
@@ -223,7 +222,7 @@ class _Seen:
 
 def _clips_of(job: Job, settings: Settings, tools: _Tools, scratch: Path, shard: str) -> tuple[list[_Clip], list[Row]]:
     """The samples of a job's tracks, in order, and a row for each track. scratch: a folder for what gets large."""
-    mesh, reenactor, space = tools
+    mesh, reenactor = tools
     seen = _Seen(job)
     waveform = _sound(job)
     tracks, count = find_tracks(seen, mesh)
@@ -250,7 +249,7 @@ def _clips_of(job: Job, settings: Settings, tools: _Tools, scratch: Path, shard:
         arrays = _arrays(track, box, sound, offsets, settings.features)
         members: dict[str, bytes | Path] = {"json": _told_of(entry, job, track, settings)}
         if reenactor is not None:
-            members["motion.npz"] = _motion(reenactor, f"{space} {settings.features}", file, arrays)
+            members["motion.npz"] = _motion(reenactor, f"{reenactor.space} {settings.features}", file, arrays)
         corner = np.array([seen.x, seen.y, 0], np.float32)
         members |= {"npz": shards.npz(**{**arrays, "boxes": box + corner}), "jpgs": file}
         clips.append(_Clip(entry, members))

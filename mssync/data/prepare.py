@@ -28,6 +28,7 @@ from mssync.data.clips import INDEX, SPLITS, Clip, Entry, write_index
 from mssync.data.parts import UNREADABLE, Row, Settings, Task, dropped, process, record_of, write_json, write_part
 from mssync.data.readers import Job, read_jobs
 from mssync.errors import InputError, written_whole
+from mssync.motion import space_name
 from mssync.video import FPS
 
 FORMAT = 1  # of the prepared folder
@@ -87,9 +88,8 @@ def _describe(settings: Settings, jobs: list[Job]) -> dict[str, Any]:
         digest.update(json.dumps(asdict(job), default=str, sort_keys=True).encode())
     if settings.model is not None:
         from mssync.animate import load
-        from mssync.reenact import motion_space
 
-        motion = motion_space(load(settings.model).reenactor)
+        motion = load(settings.model).reenactor.space
     return {
         "format": FORMAT, **asdict(settings), "motion": motion,
         "sources": len(jobs), "sources_digest": digest.hexdigest()[:16],
@@ -109,6 +109,7 @@ def _check_folder(out: Path, described: dict[str, Any]) -> None:
         raise InputError(f"{out / SETTINGS} is damaged; remove the folder") from error
     # through JSON, as what was read went
     now = json.loads(json.dumps(described))
+    before["motion"] = before.get("motion") and space_name(before["motion"])
     changed = [name for name in now if before.get(name) != now[name]]
     if changed:
         what = "other sources" if changed[0].startswith("sources") else "another value of " + ", ".join(changed)

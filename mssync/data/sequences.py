@@ -3,8 +3,8 @@
 
 `extract` runs a reenactor's keypoint detector over every frame (and over the mirrored frame, for augmentation) and
 keeps the result beside the shards, as ``motion/SHARD.tar`` with a ``KEY.motion.npz`` for every clip: motion, mirrored
-(T, 10, 6) float32, audio (4T, 26) float32 (log filter-bank energies or MFCC) and made_by, which reenactor's motion and
-what kind of audio features this is. ``preprocess --model`` puts the same file into the shards themselves.
+(T, 10, 6) float32, audio (4T, 26) float32 (log filter-bank energies or MFCC) and made_by, the name of the motion's space
+and the kind of audio features. ``preprocess --model`` puts the same file into the shards themselves.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from mssync.data.offsets import estimate as estimate_offsets
 from mssync.data.own import read_recordings
 from mssync.errors import InputError, written_whole
 from mssync.faces import mirrored_landmarks
-from mssync.motion import smooth
-from mssync.reenact import Reenactor, motion_space
+from mssync.motion import smooth, space_name
+from mssync.reenact import Reenactor
 
 MOTION = "motion"  # the folder of what `extract` makes, in the prepared folder
 BATCH = 32  # frames
@@ -38,8 +38,8 @@ BATCH = 32  # frames
 class Sequence:
     """One clip as the method sees it: motion, mirrored (T, D), audio (4T, 26). D = 60, but for motion of your own.
 
-    made_by: the motion space (see `reenact.motion_space`) and the kind of audio features; "" for motion of your own,
-    of which nobody knows what is left and right: it has no `mirrored`.
+    space, features: the name of the motion's space and the kind of audio features; "" for motion of your own, of which
+    nobody knows what is left and right: it has no `mirrored`.
     heard: for generators that speak live, the features (4T, 26) that they get (`audio.live_features`); else None.
     """
 
@@ -47,7 +47,8 @@ class Sequence:
     identity: str
     corpus: str
     stabilised: bool
-    made_by: str
+    space: str
+    features: str
     motion: Tensor
     mirrored: Tensor | None
     audio: Tensor
@@ -63,13 +64,13 @@ def extract(folder: str | Path, reenactor: Reenactor, audio_kind: str) -> None:
     from rich.progress import track
 
     clips = [clip for split in SPLITS for clip in _clips(folder, split)]
-    made_by = f"{motion_space(reenactor)} {audio_kind}"
+    made_by = f"{reenactor.space} {audio_kind}"
     by_shard: dict[str, list[Clip]] = {}
     for clip in clips:
         by_shard.setdefault(clip.entry.shard, []).append(clip)
     (Path(folder) / MOTION).mkdir(exist_ok=True)
     for name, members in by_shard.items():
-        if all(_made_by(clip) == made_by for clip in members):
+        if all(_made_by(clip) == made_by.split() for clip in members):
             continue
         with written_whole(_beside(members[0]), ".tar") as temporary, shards.create(temporary) as archive:
             for clip in track(members, f"extracting motion: {name}"):
@@ -125,11 +126,17 @@ def _member(clip: Clip) -> str:
     return f"{clip.entry.name}.motion.npz"
 
 
-def _made_by(clip: Clip) -> str | None:
+def _made_by(clip: Clip) -> list[str] | None:
+    """Space and kind of features of a clip's motion; None where it has none."""
     try:
-        return str(read_motion(clip)["made_by"])
+        return _space_and_features(read_motion(clip))
     except InputError:
         return None
+
+
+def _space_and_features(arrays: dict[str, np.ndarray]) -> list[str]:
+    space, kind = str(arrays["made_by"]).split()
+    return [space_name(space), kind]
 
 
 def _clips(folder: str | Path, split: str) -> list[Clip]:
@@ -159,7 +166,7 @@ def read_sequences(data: str | Path, split: str, min_frames: int, taps: int = 3,
 
 def _own(path: str | Path, split: str, min_frames: int) -> list[Sequence]:
     return [
-        Sequence(r.name, r.speaker, "", False, "", r.motion, None, r.audio)
+        Sequence(r.name, r.speaker, "", False, "", "", r.motion, None, r.audio)
         for r in read_recordings(path, split, min_frames)
     ]
 
@@ -171,16 +178,16 @@ def _prepared(folder: str | Path, split: str, min_frames: int, taps: int, live: 
     for clip in read_clips(folder, split):
         data = read_motion(clip)
         motion, mirrored = (smooth(data[key], taps).reshape(-1, 60) for key in ("motion", "mirrored"))
-        audio, made_by = data["audio"], str(data["made_by"])
-        sounds = [audio]
+        space, kind = _space_and_features(data)
+        sounds = [data["audio"]]
         if live:
-            sounds.append(live_features(clip.waveform, made_by.split()[1], len(clip)).numpy())
+            sounds.append(live_features(clip.waveform, kind, len(clip)).numpy())
         late = int(offsets.get(clip.entry.name, 0))
         motion, mirrored, *sounds = _aligned(motion, mirrored, *sounds, late=late)
         if len(motion) >= min_frames:
             tensors = (torch.from_numpy(np.ascontiguousarray(x, np.float32)) for x in (motion, mirrored, *sounds))
             entry = clip.entry
-            found.append(Sequence(entry.name, entry.identity, entry.corpus, entry.stabilised, made_by, *tensors))
+            found.append(Sequence(entry.name, entry.identity, entry.corpus, entry.stabilised, space, kind, *tensors))
     return found
 
 

@@ -19,6 +19,7 @@ from mssync.reenact.mesh import MESH_KEYPOINTS, face_reading
 RIGID = (33, 133, 362, 263, 168, 6, 197, 195, 5, 4, 1, 2, 98, 327, 8, 9, 151, 10)  # eye corners, nose, forehead
 RIGID_FILE = Path(__file__).parents[1] / "assets" / "rigid_face.npy"
 MEAN_FILE = RIGID_FILE.with_name("mean_face.npy")
+VIEW_FILE = RIGID_FILE.with_name("view_reading.npy")  # `fit_view_reading`
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,11 @@ def view_reading() -> np.ndarray:
     [54 numbers of the nine mesh keypoints, 1] times it is [A t], A (2, 3), t (2, 1), in a crop's [-1, 1] coordinates: a
     point p of `mean_face` is seen at A p + t.
     """
+    return np.load(VIEW_FILE)
+
+
+def fit_view_reading() -> np.ndarray:
+    """What VIEW_FILE holds: least squares on the points of the mean face."""
     face = np.concatenate([mean_face(), np.ones((len(mean_face()), 1), np.float32)], 1)
     points = face_reading().reshape(-1, len(face), 2)
     return np.einsum("jp,npi->nij", np.linalg.pinv(face), points).astype(np.float32)

@@ -13,24 +13,23 @@ from torch import Tensor
 
 N_KEYPOINTS = 10
 N_VALUES = 6  # x, y, then the Jacobian row by row
-DETECTORS = ("detector", "kp_detector")  # names of the keypoint detectors in the models
 SIZE = 256  # pictures are SIZE × SIZE, float in [0, 1]
 
 
-def motion_space(reenactor: Any) -> str:
-    """Which motion a reenactor speaks: a digest of its keypoint detector's weights and constants.
-
-    Motion, and generators trained on it, belong to one detector; the rest of a reenactor may be trained on.
-    """
+def earlier_space(reenactor: Any) -> str:
+    """How version 0.1, which gave motion spaces no names, called that of a reenactor: a digest of its detector."""
     digest = hashlib.sha256()
     for name, value in sorted([*reenactor.named_parameters(), *reenactor.named_buffers()]):
-        if name.split(".")[0] in DETECTORS and value.is_floating_point():
+        if name.split(".")[0] in ("detector", "kp_detector") and value.is_floating_point():
             digest.update(value.detach().half().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
 class Reenactor(Protocol):
     """What the rest of the package knows of a reenactment model."""
+
+    space: str
+    """The name of the motion space that its keypoints live in: see `mssync.motion`."""
 
     needs_landmarks: bool
     """Whether `keypoints` reads the face mesh, so that handing it over saves searching for it again."""

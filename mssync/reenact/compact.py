@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -369,24 +369,38 @@ class SourceState:
 class CompactReenactor(nn.Module):
     """Keypoint detector, dense motion and painter behind the Reenactor interface.
 
-    body_width, motion_width, painter_width: channels of the first layers; blocks: residual blocks of the trunk.
+    body_width, motion_width, painter_width: channels of the first layers; blocks: residual blocks of the trunk;
+    motion_space: the name of what its detector reads, see `mssync.motion`; `space` is the same.
     """
 
     rigid = RIGID
     needs_landmarks = True
 
-    def __init__(self, body_width: int = 16, motion_width: int = 32, painter_width: int = 32, blocks: int = 3) -> None:
+    def __init__(
+        self,
+        body_width: int = 16,
+        motion_width: int = 32,
+        painter_width: int = 32,
+        blocks: int = 3,
+        motion_space: str | None = None,
+    ) -> None:
         super().__init__()
-        self.config = {
+        self.sizes = {
             "body_width": body_width,
             "motion_width": motion_width,
             "painter_width": painter_width,
             "blocks": blocks,
         }
+        self.space = motion_space or ""
         self.fast = False  # draw in bfloat16: see for_rendering
         self.detector = KeypointDetector(body_width)
         self.dense_motion = DenseMotion(motion_width)
         self.painter = Painter(painter_width, motion_width, blocks)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The arguments that rebuild it."""
+        return {**self.sizes, "motion_space": self.space}
 
     def for_rendering(self) -> CompactReenactor:
         """Make drawing fast, in place: batch norms folded into convolutions, bfloat16 where the processor has it.

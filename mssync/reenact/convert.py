@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,15 @@ def convert_checkpoint(path: str | Path, out: str | Path) -> Path:
     tensors = validated(read_checkpoint(path), path)
     model = empty_fomm()
     model.load_state_dict(tensors, assign=True)
-    save_model(out, model, KIND, dataclasses.asdict(model.config), dtype=torch.float32)
+    config = dataclasses.asdict(model.config) | {"motion_space": space_of(path)}
+    save_model(out, model, KIND, config, dtype=torch.float32)
     return out
+
+
+def space_of(checkpoint: Path) -> str:
+    """The name of a checkpoint's motion space, by its file: vox-adv-cpk.pth.tar has fomm-vox-adv-cpk."""
+    stem = checkpoint.name.removesuffix(".tar").removesuffix(".pth")
+    return "fomm-" + re.sub(r"[^\w.+-]+", "-", stem)
 
 
 def load_fomm(path: str | Path, align_corners: bool = True) -> FOMM:

@@ -45,6 +45,7 @@ class FOMMConfig:
     generator_max_features: int = 512
     generator_down_blocks: int = 2
     generator_bottleneck_blocks: int = 6
+    motion_space: str = ""  # the name of what its keypoint detector reads, see `mssync.motion`
 
     @property
     def reduction(self) -> int:
@@ -77,6 +78,7 @@ class FOMM(nn.Module):
         self.config = config or FOMMConfig()
         self.align_corners = align_corners
         self.fast = False  # draw in bfloat16: see for_rendering
+        self.space = self.config.motion_space
         self.rigid = tuple(range(self.config.num_kp))
         self.needs_landmarks = False
         self.kp_detector = KeypointDetector(self.config)

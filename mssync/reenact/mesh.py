@@ -14,7 +14,8 @@ import numpy as np
 
 from mssync.faces import CANONICAL_FILE, N_LANDMARKS
 
-READING_FILE = CANONICAL_FILE.parent / "face_reading.npy"  # `fit_reading` of the training clips
+READING_FILE = CANONICAL_FILE.with_name("face_reading.npy")  # `fit_reading` of the training clips
+MAP_FILE = CANONICAL_FILE.with_name("mesh_map.npy")  # `fit_mesh_map`
 RIDGE = 1e-6
 
 # fmt: off
@@ -34,6 +35,7 @@ OPENINGS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
 }
 # fmt: on
 NEAREST = 40  # mesh points in a neighbourhood that is not listed
+SAME = 6  # decimals: what differs by less is as near
 
 # name: (points whose mean is the anchor, neighbourhood or () for the NEAREST in the canonical face)
 ANCHORS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
@@ -57,18 +59,28 @@ def canonical_face() -> np.ndarray:
 
 
 def neighbourhoods() -> list[np.ndarray]:
-    """Mesh indices of each keypoint's neighbourhood."""
+    """Mesh indices of each keypoint's neighbourhood.
+
+    The face is symmetric, so points mirrored at its middle are equally near; of two that compete for the last place
+    the higher index has it, as in the map that the shipped weights were trained with.
+    """
     canonical = canonical_face()
     found = []
     for anchor, listed in ANCHORS.values():
         distance = np.linalg.norm(canonical - canonical[list(anchor)].mean(0), axis=-1)
-        found.append(np.array(listed) if listed else np.argsort(distance)[:NEAREST])
+        order = np.lexsort((-np.arange(N_LANDMARKS), distance.round(SAME)))
+        found.append(np.array(listed) if listed else order[:NEAREST])
     return found
 
 
 @lru_cache(maxsize=1)
 def mesh_map() -> np.ndarray:
-    """The reading as a tensor (9, 3, 478) float32: rows of a keypoint's [position; Jacobian^T] from the points.
+    """The reading as a tensor (9, 3, 478) float32: rows of a keypoint's [position; Jacobian^T] from the points."""
+    return np.load(MAP_FILE)
+
+
+def fit_mesh_map() -> np.ndarray:
+    """What MAP_FILE holds, from the canonical face.
 
     Applied to points X (478, 2): row 0 gives the position p, rows 1 and 2 the columns of the Jacobian J that
     minimises sum |J r_i - h_i|^2 over its neighbourhood, r the centred canonical points, h the centred ones here:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mssync.faces import CANONICAL_FILE
 from mssync.reenact.geometry import coordinate_grid, exact_geometry
 from mssync.reenact.mesh import MESH_KEYPOINTS, OPENINGS, canonical_face, face_reading
 
@@ -22,6 +23,7 @@ SPREADS = ((0.03, 1.0, 1), (0.12, 1e-2, 3), (0.5, 1e-5, 9))
 DEGREE = 3  # of the polynomials that stand for the edges of lips and lids
 SOFTNESS = 1.5 / 128  # of the edges of what is open: 1.5 pixels of 256
 MAPS = 2  # mouth, eyes
+EDGES_FILE = CANONICAL_FILE.with_name("opening_edges.npz")  # `fit_edges`, a matrix for each of OPENINGS
 
 
 class Surface(nn.Module):
@@ -71,7 +73,7 @@ def openings(mesh: Tensor, size: int) -> Tensor:
 
     The edges of lips and lids are polynomials over the line from corner to corner; what lies between is open.
     """
-    maps = [_opening(mesh, *edges, fit, size) for edges, fit in zip(OPENINGS.values(), _fits(), strict=True)]
+    maps = [_opening(mesh, *edges, fit, size) for edges, fit in zip(OPENINGS.values(), _edges(), strict=True)]
     return torch.cat([maps[0], torch.maximum(maps[1], maps[2])], 1)
 
 
@@ -102,14 +104,19 @@ def _polynomial(coefficients: Tensor, u: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=1)
-def _fits() -> list[np.ndarray]:
+def _edges() -> list[np.ndarray]:
+    with np.load(EDGES_FILE) as fits:
+        return [fits[name] for name in OPENINGS]
+
+
+def fit_edges() -> dict[str, np.ndarray]:
     """For each opening the least-squares fit (DEGREE + 1, points): heights of an edge's points to coefficients.
 
     Where the points lie along the line is taken from the canonical face.
     """
-    fits = []
-    for upper, _ in OPENINGS.values():
+    fits = {}
+    for name, (upper, _) in OPENINGS.items():
         x = canonical_face()[list(upper), 0]
         u = (x - (x[0] + x[-1]) / 2) / ((x[-1] - x[0]) / 2)
-        fits.append(np.linalg.pinv(np.vander(u, DEGREE + 1, increasing=True)).astype(np.float32))
+        fits[name] = np.linalg.pinv(np.vander(u, DEGREE + 1, increasing=True)).astype(np.float32)
     return fits

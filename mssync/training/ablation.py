@@ -54,6 +54,7 @@ class Study:
         self.data, self.syncers, self.runs, self.overrides = data, syncers, runs, list(overrides)
         self.judges = SyncerPyramid.load(syncers)
         self.clips: list[Clip] = read_sequences(data, split, MIN_FRAMES)
+        self.judges.check_space(self.clips[0].space)
 
     def variant(self, name: str, steps: int) -> Variant:
         """Train a variant up to `steps`, where it is not there yet, and score it."""

@@ -52,7 +52,7 @@ class Run:
         self._shown = self._last = 0.0
 
     def restore(self, parts: dict[str, Any]) -> dict[str, Any]:
-        """Load the last checkpoint into parts (name: module or optimizer) and return its numbers; {} for a new run.
+        """Load the last checkpoint into parts (name: module or optimizer) and return what else it holds; {} for a new run.
 
         Raises InputError when the checkpoint is damaged or of another configuration.
         """
@@ -68,7 +68,7 @@ class Run:
             ) from error
         return state
 
-    def save(self, parts: dict[str, Any], **numbers: float) -> None:
+    def save(self, parts: dict[str, Any], **numbers: float | str) -> None:
         """Write the checkpoint that `restore` reads."""
         if self.fabric.is_global_zero:
             with written_whole(self.checkpoint, ".pt") as temporary:

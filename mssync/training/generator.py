@@ -71,6 +71,7 @@ def train(
     live = config.generator.lookahead is not None
     sequences = read_sequences(data, "train", settings.frames, config.augmentation.smooth, live)
     pyramid = SyncerPyramid.load(syncers, settings.sync_levels)
+    pyramid.check_space(sequences[0].space)
     parts = _build(config, sequences, MultiScaleSyncLoss(pyramid, settings.sync_reduction))
     generator: Generator = parts.generator
     around = (generator.lead, generator.follow) if live else None
@@ -91,8 +92,8 @@ def train(
         run.log(step, values)
         if done % VALIDATE_EVERY == 0:
             run.log(step, _validate(parts, checks), every=0)
-            _save(run, parts, config, done, sequences[0].made_by)
-    _save(run, parts, config, done, sequences[0].made_by, _validate(parts, checks))
+            _save(run, parts, config, done, sequences[0])
+    _save(run, parts, config, done, sequences[0], _validate(parts, checks))
     return run.folder / "generator.safetensors"
 
 
@@ -316,11 +317,10 @@ def _stored(parts: _Parts) -> dict[str, Any]:
 
 
 def _save(
-    run: Run, parts: _Parts, config: Config, step: int, made_by: str, figures: dict[str, float] | None = None
+    run: Run, parts: _Parts, config: Config, step: int, motion: Sequence, figures: dict[str, float] | None = None
 ) -> None:
     run.save(_stored(parts), step=step)
-    space, audio = made_by.split()
-    description = asdict(config.generator) | {"audio": audio, "motion_space": space}
+    description = asdict(config.generator) | {"audio": motion.features, "motion_space": motion.space}
     rounded = {name: round(value, 4) for name, value in (figures or {}).items()}
     path = run.folder / "generator.safetensors"
     if run.fabric.is_global_zero:

@@ -9,11 +9,13 @@ picture and the painter draws a window of it, and SHARP, the same with a discrim
 
 from __future__ import annotations
 
+import re
 import signal
+import uuid
 from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +24,9 @@ from torch import Tensor, nn
 from mssync.config import Config, ReenactorTraining
 from mssync.data.clips import read_clips
 from mssync.data.pairs import FramePairs
+from mssync.errors import InputError
 from mssync.faces import CHIN
+from mssync.motion import check_space_name
 from mssync.reenact.compact import (
     BODY,
     MOTION_SIZE,
@@ -201,6 +205,7 @@ def train(config: Config, data: str | Path, run_dir: str | Path, max_minutes: fl
     clips = read_clips(data, "train")
     ends = _stage_ends(settings)
     start = trainer.restore()
+    trainer.name_space(config.reenactor.motion_space)
     while start < ends[-1]:
         stage = next(i for i, end in enumerate(ends) if start < end) + 1
         stop = trainer.stage(stage, start, ends, clips)
@@ -240,20 +245,36 @@ class _Trainer:
 
     def restore(self) -> int:
         """The step to go on at."""
-        return int(self.run.restore(self.kept).get("step", 0))
+        numbers = self.run.restore(self.kept)
+        self.shipped.space = numbers.get("motion_space", "")
+        return int(numbers.get("step", 0))
+
+    @property
+    def shipped(self) -> CompactReenactor:
+        """What becomes the model file."""
+        return cast(CompactReenactor, self.average.model)
+
+    def name_space(self, wanted: str | None) -> None:
+        """Name the motion space of a run that has just begun. Raises InputError for another name than it has."""
+        if not self.shipped.space:
+            made_up = f"{self.run.folder.resolve().name}-{uuid.uuid4().hex[:8]}"
+            self.shipped.space = check_space_name(wanted or re.sub(r"[^\w.+-]+", "-", made_up))
+        elif wanted not in (None, self.shipped.space):
+            raise InputError(
+                f"{self.run.folder}: its motion space is {self.shipped.space!r}, not {wanted!r}; give a new --run"
+            )
 
     def save(self, step: int) -> None:
-        self.run.save(self.kept, step=step)
+        self.run.save(self.kept, step=step, motion_space=self.shipped.space)
         if self.fabric.is_global_zero:
-            shipped = self.average.model
             path = self.run.folder / "reenactor.safetensors"
-            save_model(path, shipped, "compact", shipped.config, {"steps": step})  # type: ignore[arg-type]
+            save_model(path, self.shipped, "compact", self.shipped.config, {"steps": step})
 
     def stage(self, stage: int, start: int, ends: list[int], clips: list[Any]) -> int:
         """Train from `start` to the end of `stage`, of the time, or Ctrl-C; returns the next step."""
         if stage > MOTION:
             # What is kept from here on is the averaged detector, so the rest learns with that one.
-            self.model.detector.load_state_dict(self.average.model.detector.state_dict())  # type: ignore[union-attr]
+            self.model.detector.load_state_dict(self.shipped.detector.state_dict())
         self.model.detector.requires_grad_(stage == MOTION)
         self.model.painter.requires_grad_(stage != MOTION)
         step = start

@@ -172,6 +172,7 @@ def _train(config: Config, data: str | Path, sequences: list[Sequence], run: Run
     settings, fabric = config.syncer_training, run.fabric
     torch.manual_seed(level)
     sizes = {"motion_dim": sequences[0].motion.shape[1]} | asdict(config.syncer)
+    stored = sizes | {"motion_space": sequences[0].space}
     model = Trained(Syncer(**sizes, dropout=settings.dropout), level, settings)
     _set_statistics(model.syncer, sequences, level)
     disturb = _disturbance(settings)
@@ -205,11 +206,11 @@ def _train(config: Config, data: str | Path, sequences: list[Sequence], run: Run
         done = step + 1
         run.log(step, {"loss": float(loss.detach()), "accuracy": float(accuracy)})
         if done % VALIDATE_EVERY == 0 or done == settings.iterations:
-            best = _validate(run, averaged, checks, sizes, done, best)
+            best = _validate(run, averaged, checks, stored, done, best)
             run.save(kept, step=done, best=best)
     run.save(kept, step=done, best=best)
     if not best:
-        _validate(run, averaged, checks, sizes, done, best)
+        _validate(run, averaged, checks, stored, done, best)
     return run.folder / f"syncer{level}.safetensors"
 
 
@@ -234,7 +235,7 @@ def _set_statistics(syncer: Syncer, sequences: list[Sequence], level: int) -> No
 
 @torch.no_grad()
 def _validate(
-    run: Run, model: Trained, checks: list[tuple[Tensor, ...]], sizes: dict[str, int], step: int, best: float
+    run: Run, model: Trained, checks: list[tuple[Tensor, ...]], stored: dict[str, Any], step: int, best: float
 ) -> float:
     device = run.fabric.device
     results = [model(tuple(x.to(device) for x in batch), n) for n, batch in enumerate(checks)]
@@ -245,5 +246,5 @@ def _validate(
     figures = {"level": model.level, "steps": step, "val_loss": round(loss, 4), "val_accuracy": round(accuracy, 4)}
     path = run.folder / f"syncer{model.level}.safetensors"
     if run.fabric.is_global_zero:
-        save_model(path, model.syncer, "syncer", sizes, figures)
+        save_model(path, model.syncer, "syncer", stored, figures)
     return accuracy
