@@ -1,8 +1,10 @@
-# make demo   a talking video, out/demo.mp4, from a public-domain portrait
-# make test   style, types and tests
-# make docs   the documentation site, out/site, from docs/; a dead link is an error
-# make fuzz   N damaged files through the readers (N=2000)
-# make load   40 clients at once against the studio
+# make demo       a talking video, out/demo.mp4, from a public-domain portrait
+# make test       style, types and tests, in a few minutes
+# make test-all   these, and all that takes longer: trainings, the browser, killed runs, the documentation
+# make machines   the demo as other processors compute it
+# make docs       the documentation site, out/site, from docs/; a dead link is an error
+# make fuzz       N damaged files through the readers (N=2000)
+# make load       N clients at once against the studio (N=40)
 #
 # All make a virtual environment when there is none. Settings, for example `make demo PYTHON=python3.11`:
 #   PYTHON       the Python to make it with: 3.10, 3.11 or 3.12
@@ -16,7 +18,7 @@ TORCH_INDEX ?=
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 MSSYNC := $(VENV)/bin/mssync
 
-.PHONY: demo test docs fuzz load clean
+.PHONY: demo test test-all machines docs fuzz load clean
 
 demo: out/demo.mp4
 	@echo "out/demo.mp4 is ready"
@@ -28,17 +30,23 @@ out/demo.mp4: $(VENV)/.demo $(shell find mssync -name '*.py' -o -name '*.safeten
 test: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -m 'not slow' --durations=10
+
+test-all: test
+	$(VENV)/bin/python -m pytest -m slow --durations=10
+	$(VENV)/bin/python tests/load.py --clients 6
+
+machines: $(VENV)/.dev
+	$(VENV)/bin/python tests/machines.py
 
 docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
 
-N ?= 2000
 fuzz: $(VENV)/.dev
-	$(VENV)/bin/python tests/fuzz.py $(N)
+	$(VENV)/bin/python tests/fuzz.py $(or $(N),2000)
 
 load: $(VENV)/.dev
-	$(VENV)/bin/python tests/load.py
+	$(VENV)/bin/python tests/load.py --clients $(or $(N),40)
 
 clean:
 	rm -rf out build dist .pytest_cache .ruff_cache .mypy_cache

@@ -9,7 +9,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice, tee
 from pathlib import Path
 from threading import Lock
@@ -39,6 +38,7 @@ from mssync.motion import (
     save_motion,
     space_name,
 )
+from mssync.precision import choose
 from mssync.reenact import SIZE, Reenactor
 from mssync.video import FPS, MAX_SIDE, VideoReader, read_image
 
@@ -77,7 +77,7 @@ class Frames(Iterator[np.ndarray]):
 
     `len(frames)` is their number in all, `motion` (T, 10, 6) what they show (what is not made yet is made when it is
     asked for), `audio` float32 (n,) at 16 kHz the sound that belongs to them, or None, `model` the name of the
-    reenactor, which the video's metadata mention.
+    reenactor and `precision` that of its drawing, which the video's metadata mention.
     """
 
     def __init__(
@@ -85,12 +85,12 @@ class Frames(Iterator[np.ndarray]):
         frames: Iterator[np.ndarray],
         motion: GrowingMotion,
         audio: np.ndarray | None,
-        model: str,
-        space: str,
+        pipeline: Pipeline,
         source_size: tuple[int, int],
     ) -> None:
         self._frames, self._motion, self.audio = frames, motion, audio
-        self.model, self._space, self._source_size = model, space, source_size
+        self.model, self.precision = pipeline.name, pipeline.reenactor.precision
+        self._space, self._source_size = pipeline.reenactor.space, source_size
 
     def __len__(self) -> int:
         return len(self._motion)
@@ -140,7 +140,9 @@ class GrowingMotion:
         raise self._error
 
 
-def load(model: PathLike = "compact", device: str = "cpu", live: bool = False) -> Pipeline:
+def load(
+    model: PathLike = "compact", device: str = "cpu", live: bool = False, precision: str | None = None
+) -> Pipeline:
     """Load a model.
 
     model: "compact", which the package ships; or a folder with reenactor.safetensors and
@@ -148,9 +150,12 @@ def load(model: PathLike = "compact", device: str = "cpu", live: bool = False) -
         reenact.
     device: "cpu", "cuda" (also "cuda:1", …) or "mps".
     live: with generator_live.safetensors in place of generator.safetensors, for `stream.StreamingAnimator`.
-    Raises InputError for an unknown model or device.
+    precision: of drawing, "float32", "bfloat16", or "auto": bfloat16 where the processor multiplies in it. Unless
+        given, the environment variable MSSYNC_PRECISION is asked, then "auto".
+    Raises InputError for an unknown model, device or precision.
     """
     place = _device(device)
+    drawn_in = choose(precision, place)
     reenactor_file, generator_file = model_files(model, live)
     reenactor: Any
     generator: Any = None
@@ -165,7 +170,7 @@ def load(model: PathLike = "compact", device: str = "cpu", live: bool = False) -
                 f"{generator_file} was trained on motion of the space {space!r}, and {reenactor_file} draws "
                 f"{reenactor.space!r}; train one on this motion (`mssync extract`, `mssync train generator`)"
             )
-    return Pipeline(reenactor.for_rendering(), generator, audio_kind=kind, name=metadata["kind"], device=place)
+    return Pipeline(reenactor.for_rendering(drawn_in), generator, audio_kind=kind, name=metadata["kind"], device=place)
 
 
 def model_files(model: PathLike, live: bool = False) -> tuple[Path, Path | None]:
@@ -197,7 +202,7 @@ def _device(name: str) -> torch.device:
 
 
 class Pipeline:
-    """Makes portraits speak and move. `load()` is the usual way to one."""
+    """Makes portraits speak and move. `load()` is the usual way to one. Any number of threads may use it at once."""
 
     def __init__(
         self,
@@ -216,16 +221,8 @@ class Pipeline:
         """
         self.reenactor, self.generator = reenactor, generator
         self.audio_kind, self.name, self.device = audio_kind, name, torch.device(device)
-        if face_mesh is not None:
-            self.face_mesh = face_mesh
-
-    @cached_property
-    def face_mesh(self) -> FaceMesh:
-        return FaceMesh()  # late: building it takes a second, and some work needs no faces
-
-    @cached_property
-    def cores(self) -> Cores:
-        return Cores(self.device)
+        self.face_mesh = FaceMesh() if face_mesh is None else face_mesh
+        self.cores = Cores(self.device)
 
     @property
     def live(self) -> bool:
@@ -333,7 +330,7 @@ class Pipeline:
             check_motion(motion, "the given motion")
         else:
             loaded = load_motion(motion)
-            if loaded.space not in (self.reenactor.space, self.name):  # version 0.1 wrote the kind of the reenactor
+            if loaded.space not in (self.reenactor.space, self.name):
                 raise InputError(
                     f"{motion}: motion of the space {loaded.space!r}; this model draws {self.reenactor.space!r}"
                 )
@@ -414,10 +411,11 @@ class Pipeline:
         return self.reenactor.prepare(_to_tensor(image, self.device), torch.from_numpy(motion).to(self.device))
 
     def draw(self, portrait: Portrait, motion: np.ndarray, size: int) -> np.ndarray:
-        """Frames (B, size, size, 3) uint8 for motion (B, 10, 6), drawn on all cores."""
-        share = min(BATCH, -(-len(motion) // self.cores.count))
-        parts = np.split(motion, range(share, len(motion), share))
-        return np.concatenate(list(self.cores.map(lambda part: self.draw_here(portrait, part, size), parts)))
+        """Frames (B, size, size, 3) uint8 for motion (B, 10, 6), drawn on all cores.
+
+        One by one: so a frame does not depend on how many cores there are, or how many frames are asked for at once.
+        """
+        return np.concatenate(list(self.cores.map(lambda pose: self.draw_here(portrait, pose[None], size), motion)))
 
     @torch.inference_mode()
     def draw_here(self, portrait: Portrait, motion: np.ndarray, size: int) -> np.ndarray:
@@ -438,7 +436,7 @@ class Pipeline:
         if isinstance(motion, np.ndarray):
             motion = GrowingMotion([motion], len(motion))
         frames = self._frames(portrait, motion, size, paste_back)
-        return Frames(frames, motion, audio, self.name, self.reenactor.space, portrait.size)
+        return Frames(frames, motion, audio, self, portrait.size)
 
     def _frames(self, portrait: Portrait, motion: GrowingMotion, size: int, paste_back: bool) -> Iterator[np.ndarray]:
         def drawn(start: int) -> list[np.ndarray]:

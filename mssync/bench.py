@@ -169,7 +169,7 @@ def drawing(bench: Bench) -> Rows:
     exact = exact_fomm()
     motion = bench.talker.animate(bench.portrait, bench.speech).motion[: BATCH * bench.talker.cores.count]
     work = {
-        "compact": lambda: len(bench.talker.draw(bench.portrait, motion, 256)),
+        "compact": _drawn(bench.talker, bench.portrait, motion),
         "exact": _drawing(exact, bench, BATCH),
     }
     if bench.reference is not None and bench.reference.fomm is not None:
@@ -194,7 +194,15 @@ def _drawing(pipeline: Pipeline, bench: Bench, count: int) -> Callable[[], int]:
     shaken = pose + 0.01 * np.random.default_rng(0).standard_normal((count, *pose.shape[1:])).astype(np.float32)
     state = pipeline._prepare(face[None], pose)
     portrait = Portrait(face, Box(0, 0, 256), pose[0], state, (256, 256))
-    return lambda: len(pipeline.draw(portrait, shaken, 256))
+    return _drawn(pipeline, portrait, shaken)
+
+
+def _drawn(pipeline: Pipeline, portrait: Portrait, motion: np.ndarray) -> Callable[[], int]:
+    """Draws motion in batches on all cores, as `animate` does; returns how many frames that were."""
+    from mssync.animate import BATCH
+
+    batches = np.split(motion, range(BATCH, len(motion), BATCH))
+    return lambda: sum(map(len, pipeline.cores.map(lambda part: pipeline.draw_here(portrait, part, 256), batches)))
 
 
 # The generator
@@ -292,7 +300,7 @@ def _training_step(config: Config) -> Callable[[], int]:
     settings, size = config.generator_training, asdict(config.syncer)
     x0, audio = _speech(settings.frames, settings.batch)
     motion = x0[:, None] + 0.01 * torch.randn(settings.batch, settings.frames, 60).cumsum(1)
-    clip = Clip("noise", "nobody", "", False, "none logfbank", motion[0], motion[0], audio[0])
+    clip = Clip("noise", "nobody", "", False, "none", "logfbank", motion[0], motion[0], audio[0])
     parts = module._build(config, [clip], MultiScaleSyncLoss(SyncerPyramid([Syncer(**size) for _ in range(4)])))
     fabric = launched()
     parts = module._distribute(fabric, parts)
@@ -425,7 +433,7 @@ def _profiled(bench: Bench, peak: float, coarse: float) -> Iterator[tuple[str, C
     from mssync.animate import BATCH
 
     motion = bench.talker.animate(bench.portrait, bench.speech).motion[:BATCH]
-    best = coarse if getattr(bench.talker.reenactor, "fast", False) else peak
+    best = coarse if bench.talker.reenactor.precision == "bfloat16" else peak
     # In this thread, where operators can be counted, on all cores.
     yield "drawing, compact", lambda: len(bench.talker.draw_here(bench.portrait, motion, 256)), BATCH, best
     for name in ("paper", "compact"):
@@ -482,7 +490,8 @@ def _counted(work: Callable[[], int], frames: int) -> tuple[float, float]:
 
 def _megabytes() -> float:
     """Resident memory of this process."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1]) if Path("/proc/self/statm").exists() else 0
+    statm = Path("/proc/self/statm")
+    pages = int(statm.read_text(encoding="utf-8").split()[1]) if statm.exists() else 0
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 

@@ -143,7 +143,7 @@ class ReenactorConfig:
     motion_width: int = 32
     painter_width: int = 32
     blocks: int = 3
-    motion_space: str | None = None  # the name of its motion; made up when a run begins unless given
+    motion_space: str = "unnamed"  # the name of its motion; made up when a run begins unless given
 
 
 @dataclass

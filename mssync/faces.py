@@ -6,13 +6,13 @@ z in the same unit, growing away from the camera); in prepared clips they are no
 
 from __future__ import annotations
 
-import contextlib
-import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -73,41 +73,82 @@ class Face:
         return (x1 - x0) * (y1 - y0)
 
 
-@contextlib.contextmanager
-def _quiet_stderr() -> Iterator[None]:
-    """mediapipe's C++ side writes start-up chatter to file descriptor 2; hold it back while a graph is built."""
-    os.environ.setdefault("GLOG_minloglevel", "3")
-    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(null)
+@lru_cache(maxsize=1)
+def _solutions() -> Any:
+    """mediapipe's solutions. Importing them takes a second."""
+    import mediapipe
+
+    warnings.filterwarnings("ignore", message="SymbolDatabase.GetPrototype")  # between two packages of Google's
+    return mediapipe.solutions
+
+
+class _Graph:
+    """A graph of mediapipe's, which any thread may ask.
+
+    make: mediapipe's solutions to a graph. It is built when first asked for a picture, and anew after an error: a graph
+    that failed once fails for ever.
+    """
+
+    def __init__(self, make: Callable[[Any], Any]) -> None:
+        self._make, self._lock = make, Lock()
+        self._graph: Any = None
+
+    def __call__(self, image: np.ndarray) -> Any:
+        """What is found in a picture (H, W, 3) uint8 RGB."""
+        with self._lock:
+            if self._graph is None:
+                self._graph = self._make(_solutions())
+            try:
+                return self._graph.process(np.ascontiguousarray(image))
+            except BaseException:
+                self._drop()
+                raise
+
+    def reset(self) -> None:
+        """Forget the pictures so far."""
+        with self._lock:
+            if self._graph is not None:
+                self._graph.reset()
+
+    def _drop(self) -> None:
+        broken, self._graph = self._graph, None
+        with suppress(Exception):  # it may fail once more
+            broken.close()
+
+
+def _still(solutions: Any) -> Any:
+    return solutions.face_mesh.FaceMesh(
+        static_image_mode=True, refine_landmarks=True, max_num_faces=1, min_detection_confidence=0.3
+    )
+
+
+def _moving(solutions: Any) -> Any:
+    return solutions.face_mesh.FaceMesh(static_image_mode=False, refine_landmarks=True, max_num_faces=1)
+
+
+def _detector(solutions: Any, model: int) -> Any:
+    return solutions.face_detection.FaceDetection(model_selection=model, min_detection_confidence=0.5)
 
 
 class FaceMesh:
-    """Dense landmarks of the faces in pictures (``mesh(image)``) or along a video (``mesh.track(frames)``)."""
+    """Dense landmarks of the faces in pictures (``mesh(image)``) or along a video (``mesh.track(frames)``).
+
+    Any number of threads may use one: pictures wait for each other, videos have a graph each. mediapipe writes a few
+    lines about itself to stderr; the command line holds them back.
+    """
 
     def __init__(self) -> None:
-        self._seen = False  # a face, by any mesh
+        self._still = _Graph(_still)
+        # Near faces first; the full-range model finds what is small in the picture.
+        self._near, self._far = (_Graph(partial(_detector, model=model)) for model in (0, 1))
         self._idle: list[Follower] = []
-        with _quiet_stderr(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import mediapipe as mp
+        self._lock = Lock()  # of the list
 
-            self._solutions = mp.solutions
-            self._still = mp.solutions.face_mesh.FaceMesh(
-                static_image_mode=True, refine_landmarks=True, max_num_faces=1, min_detection_confidence=0.3
-            )
-            # Near faces first; the full-range model finds what is small in the picture.
-            self._near, self._far = (
-                mp.solutions.face_detection.FaceDetection(model_selection=m, min_detection_confidence=0.5)
-                for m in (0, 1)
-            )
-            for graph in (self._still, self._near, self._far):
-                _warm_up(graph)
+    def load(self) -> None:
+        """Build what the first picture would otherwise wait for."""
+        nothing = np.zeros((64, 64, 3), np.uint8)
+        for graph in (self._still, self._near, self._far):
+            graph(nothing)
 
     def __call__(self, image: np.ndarray) -> list[Face]:
         """Faces of one picture, the largest first.
@@ -144,18 +185,11 @@ class FaceMesh:
 
     def _mesh_inside(self, image: np.ndarray, box: Box) -> list[Face]:
         side = int(np.clip(round(box.side), 192, 512))
-        found = self._landmarks(self._still, crop(image, box, side))
+        found = self._still(crop(image, box, side)).multi_face_landmarks
         if not found:
             return []
         scale = np.array([box.side, box.side, box.side], np.float32)
         return [Face(_points(found[0]) * scale + np.array([box.x0, box.y0, 0], np.float32))]
-
-    def _landmarks(self, graph: Any, image: np.ndarray) -> Any:
-        """What a mesh finds in a picture; until the first face, which mediapipe warns of, stderr is held back."""
-        with contextlib.nullcontext() if self._seen else _quiet_stderr():
-            found = graph.process(image).multi_face_landmarks
-        self._seen = self._seen or bool(found)
-        return found
 
     def detect(self, image: np.ndarray) -> list[Box]:
         """Squares twice as large as the faces that show in a picture (H, W, 3) as a whole, the surest first."""
@@ -164,16 +198,13 @@ class FaceMesh:
 
     def follower(self) -> Follower:
         """A `Follower` that nobody uses; give it back with `release`."""
-        if self._idle:
-            return self._idle.pop()
-        with _quiet_stderr():
-            return Follower(
-                self._solutions.face_mesh.FaceMesh(static_image_mode=False, refine_landmarks=True, max_num_faces=1)
-            )
+        with self._lock:
+            return self._idle.pop() if self._idle else Follower(_Graph(_moving))
 
     def release(self, follower: Follower) -> None:
         """Take back what `follower` gave."""
-        self._idle.append(follower)
+        with self._lock:
+            self._idle.append(follower)
 
     def track(self, frames: Iterable[np.ndarray]) -> Iterator[Face | None]:
         """One face (or None) a frame of a video of one speaker; streams.
@@ -182,20 +213,15 @@ class FaceMesh:
         a face that tracking cannot start on (small in the picture) is looked for in the whole frame, as in a
         still, but not in tiles: a long video without a face would take too long.
         """
-        with _quiet_stderr():
-            tracker = self._solutions.face_mesh.FaceMesh(
-                static_image_mode=False, refine_landmarks=True, max_num_faces=1
-            )
-            _warm_up(tracker)
-        with tracker:
-            for frame in frames:
-                found = self._landmarks(tracker, frame)
-                if found:
-                    height, width = frame.shape[:2]
-                    yield Face(_points(found[0]) * np.array([width, height, width], np.float32))
-                else:
-                    faces = self._in_whole(frame)
-                    yield faces[0] if faces else None
+        tracker = _Graph(_moving)
+        for frame in frames:
+            found = tracker(frame).multi_face_landmarks
+            if found:
+                height, width = frame.shape[:2]
+                yield Face(_points(found[0]) * np.array([width, height, width], np.float32))
+            else:
+                faces = self._in_whole(frame)
+                yield faces[0] if faces else None
 
 
 class Follower:
@@ -204,22 +230,20 @@ class Follower:
     What it finds depends on the frames since `start` alone, not on what it followed before.
     """
 
-    def __init__(self, graph: Any) -> None:
+    def __init__(self, graph: _Graph) -> None:
         self._graph = graph
         self.window = Box(0, 0, 1)
 
     def start(self, window: Box) -> None:
         """Forget the face; look for one in `window` from the next frame on."""
         self.window = window
-        with _quiet_stderr():  # a graph that starts anew chatters as one that is built
-            self._graph.reset()
-            _warm_up(self._graph)
+        self._graph.reset()
 
     def __call__(self, image: np.ndarray) -> np.ndarray | None:
         """The face's landmarks (478, 3) in pixels of a frame (H, W, 3) uint8 RGB; None where it is not found."""
         window = self.window
         side = int(np.clip(round(window.side), *WINDOW_PIXELS))
-        found = self._graph.process(crop(image, window, side)).multi_face_landmarks
+        found = self._graph(crop(image, window, side)).multi_face_landmarks
         if not found:
             return None
         points = _points(found[0]) * np.float32(window.side) + np.array([window.x0, window.y0, 0], np.float32)
@@ -232,11 +256,6 @@ class Follower:
             x, y = (low + high) / 2 - WINDOW_SCALE * reach / 2
             self.start(Box(float(x), float(y), WINDOW_SCALE * reach))
         return points
-
-
-def _warm_up(graph: Any) -> None:
-    """Run a graph once while its chatter is held back: part of that comes with the first picture only."""
-    graph.process(np.zeros((64, 64, 3), np.uint8))
 
 
 def _tiles(image: np.ndarray, side: int) -> Iterator[tuple[int, int]]:
@@ -253,11 +272,11 @@ def _tiles(image: np.ndarray, side: int) -> Iterator[tuple[int, int]]:
             yield x0, y0
 
 
-def _detect(detector: Any, image: np.ndarray, x0: int = 0, y0: int = 0) -> list[tuple[float, Box]]:
+def _detect(detector: _Graph, image: np.ndarray, x0: int = 0, y0: int = 0) -> list[tuple[float, Box]]:
     """Detections in a picture (H, W, 3) of which (x0, y0) is the corner: confidence, and a box twice the face."""
     height, width = image.shape[:2]
     found = []
-    for detection in detector.process(np.ascontiguousarray(image)).detections or []:
+    for detection in detector(image).detections or []:
         rel = detection.location_data.relative_bounding_box
         side = 2.0 * max(rel.width * width, rel.height * height)
         left = x0 + (rel.xmin + rel.width / 2) * width - side / 2

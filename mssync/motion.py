@@ -4,9 +4,9 @@ A motion is a float32 array (T, 10, 6) at 25 frames a second: ten keypoints, eac
 ``[x, y, j00, j01, j10, j11]``, coordinates in [-1, 1] (x right, y down) and the 2×2 Jacobian around the
 keypoint, row by row. One frame of it, (10, 6), is called a pose.
 
-Motion belongs to a *space*: the keypoint detector that reads it. A space has a name, given once, when the training of
-its detector begins or a public checkpoint is converted, and stored in every file that holds motion or was trained on it.
-Files fit when the names are the same.
+Motion belongs to a *space*, that of the keypoint detector which reads it. A space has a name, given once, when the
+training of its detector begins or a public checkpoint is converted, and stored in every file that holds motion or was
+trained on it. Files fit when the names are the same.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ KEYPOINTS, VALUES = 10, 6  # numbers of one frame; 10 × 6 = the 60 of the paper
 MIN_SPREAD = 0.1  # rigid keypoints count as spread in a direction from this share of their largest spread on
 MIN_AREA_RATIO = 0.1  # no head shrinks to less than this between frames: such a fit is noise
 MAX_FILE = 1 << 30  # bytes that a motion file may unpack to: two days of motion
-# Files of version 0.1 name spaces by a digest of the detector's weights, motion files by the kind of the reenactor.
-EARLIER_NAMES = {"b65da1a07cdabc5f": "compact-1", "compact": "compact-1"}
+UNNAMED = "unnamed"  # the space of a reenactor that no training or conversion has named
+# Models and prepared folders of version 0.1 name spaces by a digest of the detector's weights.
+EARLIER_NAMES = {"b65da1a07cdabc5f": "compact-1"}
 KERNEL_RADIUS = 3.0  # a Gaussian kernel reaches this many standard deviations
 
 
@@ -243,7 +244,7 @@ class MotionFile:
 
     Attributes:
         motion: (T, 10, 6) float32
-        space: the name of the motion's space
+        space: the name of the motion's space; of a file of version 0.1 the kind of its reenactor
         source_size: height and width in pixels of the picture or video that it was made for or read from
     """
 
@@ -286,7 +287,7 @@ def load_motion(path: PathLike) -> MotionFile:
     check_motion(motion, str(path))
     if fps != FPS:
         raise InputError(f"{path}: {fps} frames a second; motion has {FPS}")
-    return MotionFile(motion.astype(np.float32), space_name(space), (height, width))
+    return MotionFile(motion.astype(np.float32), space, (height, width))
 
 
 def check_motion(motion: np.ndarray, name: str) -> None:

@@ -33,7 +33,7 @@ BADGE_HEIGHT = 0.07  # of the frame's shorter side
 BADGE_MIN_HEIGHT = 11  # pixels; below that letters cannot be read
 BADGE_OPACITY = 0.75
 
-_MADE_WITH = re.compile(r"Made with MS-Sync (\S+), model (\S+), (\d{4}-\d\d-\d\d)")
+_MADE_WITH = re.compile(r"Made with MS-Sync (\S+), model (\S+)(?: in (\w+))?, (\d{4}-\d\d-\d\d)")
 _SOURCE_TYPE = re.compile(re.escape(SOURCE_TYPES) + r"(\w+)")
 
 
@@ -44,6 +44,7 @@ class Provenance:
     Attributes:
         tool: "MS-Sync", or "" where only a digital source type was found, which others write too
         version, model, date: of the tool; date as YYYY-MM-DD in UTC; "" where the marks do not tell
+        precision: in which numbers it drew, "float32" or "bfloat16"; "" where the marks do not tell
         source_type: the last part of the IPTC digital source type's URI, such as "trainedAlgorithmicMedia"
         marks: where this was found: "tags", "XMP", both
     """
@@ -54,29 +55,37 @@ class Provenance:
     date: str = ""
     source_type: str = ""
     marks: tuple[str, ...] = ()
+    precision: str = ""
 
     def words(self) -> str:
-        """One line for people: "by MS-Sync 0.1.0, model compact, on 2026-01-31"."""
+        """One line for people: "by MS-Sync 0.1.0, model compact in float32, on 2026-01-31"."""
         if not self.tool:
             return f"marked as {self.source_type}, not by MS-Sync"
         if not self.version:  # files of the first versions
             return f"by {self.tool}"
-        return f"by {self.tool} {self.version}, model {self.model}, on {self.date}"
+        return f"by {self.tool} {self.version}, model {self.model_in_words}, on {self.date}"
+
+    @property
+    def model_in_words(self) -> str:
+        return f"{self.model} in {self.precision}" if self.precision else self.model
 
 
 # Writing
 
 
-def made_now(model: str) -> Provenance:
-    """The provenance of a file that is made now. `model`: its name; other characters than A-z 0-9 . + - become -."""
+def made_now(model: str, precision: str = "") -> Provenance:
+    """The provenance of a file that is made now.
+
+    model: its name; other characters than A-z 0-9 . + - become -. precision: that it drew in, "" where nobody knows.
+    """
     name = re.sub(r"[^\w.+-]+", "-", model).strip("-") or "unknown"
     today = datetime.now(timezone.utc).strftime("%Y-%m-%d")
-    return Provenance("MS-Sync", __version__, name, today, TRAINED_MEDIA.removeprefix(SOURCE_TYPES))
+    return Provenance("MS-Sync", __version__, name, today, TRAINED_MEDIA.removeprefix(SOURCE_TYPES), (), precision)
 
 
 def statement(made: Provenance) -> str:
     """The sentences that are written, for people and for `read` alike. Under 255 bytes with short model names."""
-    origin = f"Made with {made.tool} {made.version}, model {made.model}, {made.date}."
+    origin = f"Made with {made.tool} {made.version}, model {made.model_in_words}, {made.date}."
     return f"{GENERATED_NOTE} {origin} {SOURCE_TYPES}{made.source_type}"
 
 
@@ -121,7 +130,7 @@ def read(path: Path, tags: Mapping[str, str]) -> Provenance | None:
     source_type = source[1] if source else ""
     made = _MADE_WITH.search(text)
     if made:
-        return Provenance("MS-Sync", made[1], made[2], made[3], source_type, marks)
+        return Provenance("MS-Sync", made[1], made[2], made[4], source_type, marks, made[3] or "")
     if GENERATED_NOTE in text:
         return Provenance("MS-Sync", source_type=source_type, marks=marks)
     return Provenance("", source_type=source_type, marks=marks) if source_type else None

@@ -9,7 +9,6 @@ is taken; eyes blink.
 
 from __future__ import annotations
 
-import math
 import zlib
 
 import numpy as np
@@ -30,12 +29,7 @@ BETWEEN = 300  # frames on average from the time that the next blink may come un
 REST = 20  # frames from the beginning of a blink until the next one may come
 
 
-def exceeded_once_in(frames: float) -> float:
-    """What a standard normal number exceeds once in so many times."""
-    return math.sqrt(2) * float(torch.erfinv(torch.tensor(1 - 2 / frames, dtype=torch.float64)))
-
-
-TURNS, BLINKS = exceeded_once_in(HOLD), exceeded_once_in(BETWEEN)
+TURNS, BLINKS = 2.053748910631823, 2.713051888472718  # what a standard normal number exceeds once in HOLD, BETWEEN
 
 
 class Spontaneous:
@@ -45,7 +39,8 @@ class Spontaneous:
     """
 
     def __init__(self, batch: int, seed: int) -> None:
-        self.random = np.random.default_rng(seed)
+        # RandomState's numbers are the same in every version of numpy; those of default_rng's generator need not be.
+        self.random = np.random.RandomState(np.random.MT19937(seed))
         # The place that is held, and what follows it ever more smoothly.
         self.stages = [np.zeros((batch, PLACE)) for _ in range(STAGES + 1)]
         self.since = np.full(batch, len(BLINK))  # frames since a blink began

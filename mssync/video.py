@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
 
 import av
 import numpy as np
@@ -63,34 +63,39 @@ def read_image(path: PathLike) -> RGB:
     or over 32000 pixels, floating-point samples.
     """
     path = input_file(path)
-    image = open_image(path)
+    return decode_image(path, str(path))
+
+
+def decode_image(source: Path | BinaryIO, name: str) -> RGB:
+    """As `read_image`, also of a file object; messages call it `name`."""
+    image = open_image(source, name)
     if image is None:
-        raise InputError(f"{path} is not a picture that can be read (jpg, png, webp, bmp or tiff)")
+        raise InputError(f"{name} is not a picture that can be read (jpg, png, webp, bmp or tiff)")
     with image:
         if min(image.size) < MIN_SIDE:
             raise InputError(
-                f"{path} is only {image.width}x{image.height} pixels; "
+                f"{name} is only {image.width}x{image.height} pixels; "
                 f"a picture must be at least {MIN_SIDE} pixels wide and high"
             )
         if max(image.size) > MAX_SIDE:
-            raise InputError(f"{path} is {image.width}x{image.height} pixels; scale it to sides of {MAX_SIDE} or less")
+            raise InputError(f"{name} is {image.width}x{image.height} pixels; scale it to sides of {MAX_SIDE} or less")
         if image.mode == "F":
-            raise InputError(f"{path} has floating-point samples; save it with 8 or 16 bits a channel")
+            raise InputError(f"{name} has floating-point samples; save it with 8 or 16 bits a channel")
         try:
             return np.array(_to_rgb(ImageOps.exif_transpose(image)))
         except Exception as error:  # damaged files make Pillow raise nearly anything
-            raise InputError(f"{path} is damaged and cannot be decoded ({error})") from error
+            raise InputError(f"{name} is damaged and cannot be decoded ({error})") from error
 
 
-def open_image(path: Path) -> Image.Image | None:
+def open_image(source: Path | BinaryIO, name: str) -> Image.Image | None:
     """Open a picture without decoding its pixels; None if it is not one. Raises InputError for too many pixels."""
     try:
         with warnings.catch_warnings():
             # Pillow warns from half of the size that it refuses; a 100 megapixel photo is fine here.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(path, formats=IMAGE_FORMATS)
+            return Image.open(source, formats=IMAGE_FORMATS)
     except Image.DecompressionBombError:
-        raise InputError(f"{path} has too many pixels; scale the picture down") from None
+        raise InputError(f"{name} has too many pixels; scale the picture down") from None
     except Exception:  # UnidentifiedImageError, and what Pillow's parsers raise on damaged headers
         return None
 
@@ -377,6 +382,7 @@ def write_video(
     comment: str | None = None,
     generated: bool = True,
     model: str | None = None,
+    precision: str | None = None,
     signer: Signer | None = None,
 ) -> int:
     """Write frames and sound to an MP4 (H.264 yuv420p, 25 fps, AAC, fast start); return the number of frames.
@@ -395,11 +401,14 @@ def write_video(
         comment: the comment in the metadata, instead of the statement that the video is generated
         generated: whether the pictures were made by a model; where not, nothing marks them so
         model: the name of the model, for the metadata; None to ask the frames for theirs (`Frames.model`)
+        precision: in which it drew, likewise
         signer: signs the file as generated (C2PA); None for no signature
 
     Raises InputError: the output cannot be written (noticed before the first frame is asked for), no frames.
     """
-    made = provenance.made_now(model or str(getattr(frames, "model", "")))
+    made = provenance.made_now(
+        model or str(getattr(frames, "model", "")), precision or str(getattr(frames, "precision", ""))
+    )
     words = provenance.statement(made)
     with written_whole(path, ".mp4") as temporary:
         frames = iter(frames)
@@ -529,7 +538,7 @@ def probe(path: PathLike) -> MediaInfo:
     Raises InputError: missing, unreadable or empty file, not media, nothing in it that decodes.
     """
     path = input_file(path)
-    image = open_image(path)
+    image = open_image(path, str(path))
     if image is not None:
         with image:
             return _probe_image(path, image)

@@ -60,7 +60,7 @@ class FakeMesh:
 class FakeReenactor:
     """Keypoints on a ring around the picture's mean colour; frames are the source."""
 
-    space = "fake"
+    space, precision = "fake", "float32"
     rigid = (0, 1, 2, 3)
     needs_landmarks = False
 

@@ -205,7 +205,7 @@ def worker() -> None:
     sound = np.zeros(8000, np.float32)
     sound[::50] = 0.5
     list(talker.animate(face, sound))  # everything that is built late
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    used = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
 
     def first(frames: Iterator[np.ndarray]) -> None:

@@ -60,7 +60,7 @@ class Server:
         parents = {}
         for stat in Path("/proc").glob("[0-9]*/stat"):
             try:
-                fields = stat.read_text().rpartition(")")[2].split()
+                fields = stat.read_text(encoding="utf-8").rpartition(")")[2].split()
             except OSError:
                 continue
             parents[int(stat.parent.name)] = int(fields[1])
@@ -74,7 +74,8 @@ class Server:
         total = 0
         for pid in self.family():
             try:
-                total += int(re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)[1])
+                told = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8")
+                total += int(re.search(r"^Pss:\s+(\d+)", told, re.M)[1])
             except (OSError, TypeError):
                 continue
         return 1024 * total
@@ -201,7 +202,7 @@ def killed(server: Server, folder: Path, speech: np.ndarray) -> list[str]:
 
 def _runs(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
 

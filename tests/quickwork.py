@@ -10,7 +10,7 @@ from mssync.app import work
 from mssync.errors import InputError
 
 
-def serve(pipe, model, device, threads) -> None:
+def serve(pipe, model, device, precision, threads) -> None:
     work.JOBS.update(copy=copy, wait=wait, die=die, refuse=refuse, fail=fail, animate=copy_picture)
     work.listen(pipe, None)
 

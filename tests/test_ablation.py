@@ -94,6 +94,7 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_both_commands_run_and_go_on(data: Path, tmp_path: Path) -> None:
     common = ["--data", str(data), "--syncers", str(data)]
     table, figure = tmp_path / "table4.csv", tmp_path / "fig6.csv"

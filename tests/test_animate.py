@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -203,8 +204,10 @@ def test_saved_motion_renders_the_same(talker, picture, tmp_path) -> None:
     np.testing.assert_array_equal(again.motion, frames.motion)
     np.testing.assert_array_equal(np.stack(list(again)), np.stack(list(frames)))
     assert M.load_motion(tmp_path / "m.npz").source_size == (301, 400)
-    other = A.Pipeline(FakeReenactor(), None, name="fomm", face_mesh=FakeMesh())
-    with pytest.raises(InputError, match="fomm"):
+    reenactor = FakeReenactor()
+    reenactor.space = "another"
+    other = A.Pipeline(reenactor, None, face_mesh=FakeMesh())
+    with pytest.raises(InputError, match="the space 'fake'; this model draws 'another'"):
         other.render(picture, tmp_path / "m.npz")
     with pytest.raises(InputError, match="motion"):
         talker.render(picture, np.zeros((5, 60), np.float32))
@@ -232,3 +235,32 @@ def test_the_shipped_model_speaks() -> None:
     assert made.shape == (25, 256, 256, 3)
     assert np.isfinite(frames.motion).all()
     assert made.std() > 20  # a picture, not a grey field
+
+
+@needs_weights
+def test_eight_threads_share_a_pipeline() -> None:
+    """Forty calls, three of them bad: each gets what it would get alone, and after an error all goes on."""
+    picture = pytest.importorskip("skimage.data").astronaut()
+    talker = mssync.load()
+    voices = [speech(0.24 + 0.04 * k) for k in range(4)]
+    alone = [np.stack(list(talker.animate(picture, voice))) for voice in voices]
+    nobody = np.zeros_like(picture)
+    bad = {5: (nobody, voices[0]), 17: (picture, voices[0][:100]), 30: (picture[..., 0], voices[0])}
+
+    def call(k: int) -> np.ndarray | str:
+        given = bad.get(k, (picture, voices[k % len(voices)]))
+        try:
+            return np.stack(list(talker.animate(*given)))
+        except InputError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(call, range(40)))
+    for k, result in enumerate(found):
+        if k in bad:
+            assert isinstance(result, str)
+        else:
+            np.testing.assert_array_equal(result, alone[k % len(voices)])
+    assert "no face found" in str(found[5])
+    assert "at least 0.2 s" in str(found[17])
+    assert "must be uint8 (height, width, 3)" in str(found[30])

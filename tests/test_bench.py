@@ -112,6 +112,6 @@ def test_command(tmp_path: Path, monkeypatch) -> None:
     result = CliRunner().invoke(app, ["bench", "startup", "--json", str(out), "--markdown", str(table)])
     assert result.exit_code == 0, result.output
     assert "import: 0.1 s  < 0.3" in result.output
-    assert json.loads(out.read_text())["figures"][0]["name"] == "import"
-    assert "| startup | import | 0.1 s | < 0.3 |  |" in table.read_text()
+    assert json.loads(out.read_text(encoding="utf-8"))["figures"][0]["name"] == "import"
+    assert "| startup | import | 0.1 s | < 0.3 |  |" in table.read_text(encoding="utf-8")
     assert CliRunner().invoke(app, ["bench", "nonsense"]).exit_code == 2

@@ -39,9 +39,9 @@ def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     real = animate.load
 
-    def load(model="compact", device="cpu"):
+    def load(model="compact", device="cpu", precision=None):
         if model != "compact":
-            return real(model, device)
+            return real(model, device, precision=precision)
         return animate.Pipeline(FakeReenactor(), FakeGenerator(), face_mesh=FakeMesh())
 
     monkeypatch.setattr(animate, "load", load)
@@ -129,7 +129,7 @@ def test_reenact_without_sound(run, files) -> None:
 def test_motion_and_info(run, files) -> None:
     assert run("motion", files / "driving.mp4", "-o", "m.npz").exit_code == 0
     for path, words in {
-        "m.npz": ["motion", "25 at 25", "compact", "128 × 96"],
+        "m.npz": ["motion", "25 at 25", "space   fake", "128 × 96"],
         files / "face.png": ["image", "260 × 200"],
         files / "speech.wav": ["audio", "1.00 s", "16000 Hz, mono"],
         files / "driving.mp4": ["video", "25 at 25", "128 × 96", "48000 Hz", "by MS-Sync"],
@@ -272,6 +272,7 @@ def test_measuring_needs_its_extra(run, files, monkeypatch) -> None:
     assert 'pip install "mssync[eval]"' in result.stderr
 
 
+@pytest.mark.slow
 def test_eval_reenactor_writes_table_rows_summary_and_sheets(run, files, tmp_path, monkeypatch) -> None:
     clips = [FakeClip("a"), FakeClip("b")]
     monkeypatch.setattr("mssync.data.clips.read_clips", lambda folder, split: clips)
@@ -279,8 +280,8 @@ def test_eval_reenactor_writes_table_rows_summary_and_sheets(run, files, tmp_pat
     result = run("eval", "reenactor", "--data", files, "--no-speed", *outputs)
     assert result.exit_code == 0, (result.output, result.exception)
     assert "SSIM" in result.stdout
-    assert len((tmp_path / "rows.csv").read_text().splitlines()) == 3
-    figures = json.loads((tmp_path / "all.json").read_text())["models"]["compact"]["figures"]
+    assert len((tmp_path / "rows.csv").read_text(encoding="utf-8").splitlines()) == 3
+    figures = json.loads((tmp_path / "all.json").read_text(encoding="utf-8"))["models"]["compact"]["figures"]
     assert figures["l1_ratio"]["value"] == 1
     made = sorted(path.name for path in (tmp_path / "sheets").iterdir())
     assert made == ["a_compact.png", "b_compact.png", "figures.csv"]

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 MINUTES = 5  # more than enough for either, on a busy machine too
 
 
+@pytest.mark.slow
 def test_the_site_builds_and_every_link_leads_somewhere(tmp_path):
     pytest.importorskip("mkdocs")
     pytest.importorskip("mkdocstrings")
@@ -23,6 +24,7 @@ def test_the_site_builds_and_every_link_leads_somewhere(tmp_path):
     assert "animate" in (tmp_path / "api" / "index.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_as_written(tmp_path):
     nbclient = pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")

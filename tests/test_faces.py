@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from mssync.faces import (
     Face,
     FaceMesh,
     _apart,
+    _Graph,
     _tiles,
     crop,
     crop_box,
@@ -167,18 +168,33 @@ def test_tiles_take_no_texture_for_a_face(mesh: FaceMesh, name: str) -> None:
     assert mesh(np.tile(colour, (2, 2, 1))) == []
 
 
-@pytest.mark.parametrize("use", ["mesh(face)", "next(mesh.track([face]))"])
-def test_mediapipe_says_nothing(use: str) -> None:
-    pytest.importorskip("skimage.data")
-    # In a process of its own: some of its lines come once a process.
-    code = f"""
-from skimage.data import astronaut
-from mssync.faces import FaceMesh
-mesh, face = FaceMesh(), astronaut()[:400]
-assert {use}
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+def test_threads_may_overlap_and_stderr_stays_what_it_is(astronaut: np.ndarray, capfd: pytest.CaptureFixture) -> None:
+    mesh, (expected,) = FaceMesh(), FaceMesh()(astronaut)
+    with ThreadPoolExecutor(4) as threads:
+        stills = [threads.submit(mesh, astronaut) for _ in range(4)]
+        videos = [threads.submit(lambda: list(mesh.track([astronaut] * 5))) for _ in range(3)]
+        os.write(2, b"in between\n")
+    os.write(2, b"afterwards\n")
+    told = capfd.readouterr().err
+    assert "in between\n" in told
+    assert "afterwards\n" in told
+    for still in stills:
+        np.testing.assert_array_equal(still.result()[0].landmarks, expected.landmarks)
+    for video in videos:
+        assert all(face is not None for face in video.result())
+
+
+def test_a_graph_that_failed_is_built_again(mesh: FaceMesh, astronaut: np.ndarray) -> None:
+    graph = _Graph(lambda solutions: solutions.face_mesh.FaceMesh(static_image_mode=True))
+    with pytest.raises(ValueError, match="three"):
+        graph(np.zeros((10, 10, 4), np.uint8))
+    assert graph(astronaut).multi_face_landmarks
+    broken = graph._graph
+    broken.process = lambda image: 1 // 0
+    with pytest.raises(ZeroDivisionError):
+        graph(astronaut)
+    assert graph(astronaut).multi_face_landmarks
+    assert graph._graph is not broken
 
 
 def test_largest_of_two_faces_with_a_warning(mesh: FaceMesh, astronaut: np.ndarray) -> None:

@@ -148,7 +148,7 @@ def test_batched_render_equals_one_shot_forward(small: FOMM) -> None:
 def test_drawing_fast_changes_less_than_a_grey_level(small: FOMM) -> None:
     fast = copy.deepcopy(small).for_rendering().for_rendering()  # a second time changes nothing
     assert not any(isinstance(m, nn.BatchNorm2d) for m in fast.generator.up_blocks.modules())
-    fast.fast = True  # whatever this processor has
+    fast.precision = "bfloat16"  # whatever this processor has
     image = torch.rand(1, 3, 128, 128)
     motion = small.keypoints(image) + 0.02 * torch.randn(3, 10, 6, generator=torch.Generator().manual_seed(0))
     wanted, drawn = (m.render(m.prepare(image), motion) for m in (small, fast))

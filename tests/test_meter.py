@@ -345,6 +345,7 @@ SMALL = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_training_stops_and_goes_on_exactly(prepared, tmp_path, monkeypatch):
     from mssync.training.common import Run
 
@@ -382,7 +383,7 @@ def test_measured_offsets_come_from_the_other_half(tmp_path):
     late = training._measured(examples, [], load_config("compact").meter_training, fit, tmp_path)
     assert seen == [set(halves[0][:2]), set(halves[1][:2])]
     assert [round(late[p]) for p in people] == [-1, 0, 0, 3]
-    assert json.loads((tmp_path / training.OFFSETS).read_text()) == late
+    assert json.loads((tmp_path / training.OFFSETS).read_text(encoding="utf-8")) == late
 
 
 def test_logistic():

@@ -142,17 +142,17 @@ def test_best_start_ignores_place_and_size(seed: int, frame: int, zoom: float, s
 def test_files_round_trip(tmp_path) -> None:
     _, motion = make_motion(9)
     path = tmp_path / "m.npz"
-    M.save_motion(path, motion, reenactor="compact", source_size=(480, 640))
+    M.save_motion(path, motion, space="compact-1", source_size=(480, 640))
     loaded = M.load_motion(path)
     np.testing.assert_array_equal(loaded.motion, motion)
-    assert (loaded.reenactor, loaded.source_size) == ("compact", (480, 640))
+    assert (loaded.space, loaded.source_size) == ("compact-1", (480, 640))
     assert [p.name for p in tmp_path.iterdir()] == ["m.npz"]
 
 
 @pytest.mark.parametrize("motion", [np.zeros((0, 10, 6)), np.zeros((3, 60)), np.full((3, 10, 6), np.nan)])
 def test_malformed_motion_is_not_written(tmp_path, motion) -> None:
     with pytest.raises(InputError, match="motion"):
-        M.save_motion(tmp_path / "m.npz", motion, reenactor="compact", source_size=(1, 1))
+        M.save_motion(tmp_path / "m.npz", motion, space="compact-1", source_size=(1, 1))
     assert not list(tmp_path.iterdir())
 
 

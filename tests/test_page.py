@@ -39,6 +39,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+pytestmark = pytest.mark.slow
 PATIENCE = 1000 * int(os.environ.get("MSSYNC_PATIENCE", "120"))  # ms for any one step: an idle machine needs 25 s
 WIDE = {"viewport": {"width": 1200, "height": 900}, "color_scheme": "light"}
 PHONE = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark", "has_touch": True, "is_mobile": True}

@@ -115,11 +115,13 @@ def test_webdataset_reads_the_shards(prepared: Path) -> None:
         np.testing.assert_array_equal(arrays["landmarks"], clip.arrays["landmarks"])
 
 
+@pytest.mark.slow
 def test_several_processes_and_another_order_give_the_same(videos: Path, prepared: Path, tmp_path: Path) -> None:
     prepare.prepare([videos], tmp_path / "data", Settings(per_shard=3), processes=2)
     assert content(tmp_path / "data") == content(prepared)
 
 
+@pytest.mark.slow
 def test_ray_gives_the_same(videos: Path, prepared: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray")
     for count in (1, 2):
@@ -166,6 +168,7 @@ def test_folders_that_cannot_be_used(videos: Path, tmp_path: Path) -> None:
 # Other styles and sources
 
 
+@pytest.mark.slow
 def test_boxes_that_follow_the_face(film: Film, portrait: np.ndarray, tmp_path: Path) -> None:
     film(tmp_path / "walk.mp4", pictures=[np.roll(portrait, t - 30, 1) for t in range(60)])
     prepare.prepare([tmp_path / "walk.mp4"], tmp_path / "fixed", processes=1)
@@ -178,6 +181,7 @@ def test_boxes_that_follow_the_face(film: Film, portrait: np.ndarray, tmp_path: 
     np.testing.assert_allclose(face.landmarks[:, :2] / 128 - 1, centred.marks(40), atol=0.03)
 
 
+@pytest.mark.slow
 def test_hdtf_is_cut_and_cropped(film: Film, portrait: np.ndarray, tmp_path: Path) -> None:
     """Ten seconds of two faces, of which the lists want the left one of seconds 4 to 7."""
     pictures = [np.concatenate([np.roll(portrait, t // 5, 1), portrait[:, ::-1]], 1) for t in range(250)]
@@ -200,6 +204,7 @@ def test_hdtf_is_cut_and_cropped(film: Film, portrait: np.ndarray, tmp_path: Pat
     np.testing.assert_allclose(clip.waveform, moving.waveform[100 * 640 : 175 * 640], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_motion_beside_or_inside_the_shards(videos: Path, prepared: Path, tmp_path: Path, monkeypatch: Any) -> None:
     class Listening(FakeReenactor):
         """Its first keypoint is the first landmark that it is given."""
@@ -288,6 +293,7 @@ def small_clips(job: Job, settings: Settings, tools: Any, scratch: Path, shard: 
     return found, kept or [parts.dropped(job, "no face", "")]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_at_any_step_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every renaming and every removal is a step; the run is killed before and after each, then started again."""
     serial(monkeypatch)
@@ -356,6 +362,7 @@ def killed_and_resumed(command: list[str], kills: int, longest: float, seed: int
     return done
 
 
+@pytest.mark.slow
 def test_killed_at_random_and_resumed(videos: Path, prepared: Path, data_dir: Path, tmp_path: Path) -> None:
     """With MSSYNC_SLOW: twelve real clips, killed ten times. Without: the made-up ones, three times."""
     sources, kills, wanted = [videos], 3, prepared
@@ -372,6 +379,7 @@ def test_killed_at_random_and_resumed(videos: Path, prepared: Path, data_dir: Pa
     assert content(out) == content(wanted)
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed(videos: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     serial(monkeypatch)
 
@@ -387,6 +395,7 @@ def test_interrupted_and_resumed(videos: Path, prepared: Path, tmp_path: Path, m
     assert content(tmp_path / "data") == content(prepared)
 
 
+@pytest.mark.slow
 def test_people_in_several_splits_are_told(film: Film, tmp_path: Path) -> None:
     for name in "ab":
         film(tmp_path / f"{name}.mp4", 1.0)
@@ -407,6 +416,7 @@ def test_two_runs_do_not_share_a_folder(videos: Path, tmp_path: Path) -> None:
             prepare.prepare([videos], tmp_path)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_and_the_next_one_goes_on(
     videos: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -465,6 +475,7 @@ def broken(folder: Path, good: Path, tone: Callable[..., np.ndarray], make_sound
     return len(contents) + 8
 
 
+@pytest.mark.slow
 def test_broken_files_are_reported_and_skipped(
     film: Film, tone: Any, make_sound: Any, make_video: Any, tmp_path: Path
 ) -> None:
@@ -486,6 +497,7 @@ def test_broken_files_are_reported_and_skipped(
     assert not any(str(folder) in row["detail"] for row in found.values())
 
 
+@pytest.mark.slow
 def test_damaged_videos_come_out_the_same_every_time(film: Film, tmp_path: Path) -> None:
     data = bytearray(film(tmp_path / "a.mp4", 6.0).read_bytes())
     moments = random.Random(3)
@@ -528,6 +540,6 @@ def test_damaged_shards_are_told(prepared: Path, tmp_path: Path) -> None:
 
 
 def test_reports_are_for_machines_too(prepared: Path) -> None:
-    totals = json.loads((prepared / "report.json").read_text())
+    totals = json.loads((prepared / "report.json").read_text(encoding="utf-8"))
     assert totals["splits"]["train"] == {"clips": 4, "seconds": 9.0, "identities": 3}
     assert shards.members(prepared / "train-000000.tar")

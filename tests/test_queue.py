@@ -122,7 +122,7 @@ def test_what_a_killed_server_left_is_cleared_and_nothing_else(here, tmp_path):
 def queue(here, monkeypatch):
     monkeypatch.setattr(jobs, "serve", quickwork.serve)
     monkeypatch.setattr(jobs, "ASKED", 0.01)
-    made = Jobs(here, "compact", "cpu")
+    made = Jobs(here, "compact", "cpu", "auto")
     yield made
     made.stop()
 

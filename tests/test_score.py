@@ -93,9 +93,9 @@ def test_score_command(run, tmp_path):
     assert "y_-40.mp4: sound is late by 40 ms" in done.output
     assert "error:" in done.output
     assert "bad_1.mp4 shows no face" in done.output
-    told = json.loads((tmp_path / "a.json").read_text())
+    told = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
     assert [len(told[key]) for key in ("videos", "failed")] == [2, 1]
-    assert len((tmp_path / "a.csv").read_text().splitlines()) == 3
+    assert len((tmp_path / "a.csv").read_text(encoding="utf-8").splitlines()) == 3
     assert (tmp_path / "a.png").exists()
     one = run("score", "x_80.mp4")
     assert one.exit_code == 0

@@ -25,7 +25,7 @@ from mssync.video import VideoReader, probe
 
 @pytest.fixture
 def tools():
-    made = work.Tools("compact", "cpu")
+    made = work.Tools("compact", "cpu", "auto")
     made.talker = Pipeline(FakeReenactor(), FakeGenerator(), face_mesh=FakeMesh())
     return made
 

@@ -344,10 +344,11 @@ def _work(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     metrics = _metrics()
     _update(metrics, rank)
-    Path(folder, str(rank)).write_text(" ".join(map(str, _values(metrics))))
+    Path(folder, str(rank)).write_text(" ".join(map(str, _values(metrics))), encoding="utf-8")
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = _metrics()
     for part in (0, 1):
@@ -355,7 +356,7 @@ def test_two_processes_find_what_one_does(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     torch.multiprocessing.spawn(_work, (str(tmp_path),), nprocs=2)
     for rank in ("0", "1"):
-        found = [float(v) for v in (tmp_path / rank).read_text().split()]
+        found = [float(v) for v in (tmp_path / rank).read_text(encoding="utf-8").split()]
         np.testing.assert_allclose(found, _values(metrics), rtol=1e-6)
 
 

@@ -204,6 +204,7 @@ def same_file(one: Path, two: Path) -> bool:
     return all(torch.equal(value, second[name]) for name, value in first.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, 3, 5])
 def test_reenactor_resumes_exactly(
     prepared: Path, small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
@@ -225,6 +226,7 @@ def curve(run: Path) -> list[float]:
     return [scalar.value for scalar in events.Scalars("total")]
 
 
+@pytest.mark.slow
 def test_two_processes_learn_like_one_with_the_double_batch(prepared: Path, small: Config, tmp_path: Path) -> None:
     sizes = {"reenactor": ("body_width=8", "motion_width=8", "painter_width=8", "blocks=1")}
     sizes["reenactor_training"] = ("motion_steps=3", "low_steps=3", "full_steps=0", "sharp_steps=2", "lr=1e-4",
@@ -242,6 +244,7 @@ def test_two_processes_learn_like_one_with_the_double_batch(prepared: Path, smal
     assert two == pytest.approx(one, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [1, 4])
 def test_syncer_and_generator_train_and_resume(
     prepared: Path, small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: int
@@ -262,6 +265,7 @@ def test_syncer_and_generator_train_and_resume(
     assert read_metadata(made)["config"]["audio"] == "logfbank"
 
 
+@pytest.mark.slow
 def test_a_run_of_other_sizes_is_refused(prepared: Path, small: Config, tmp_path: Path) -> None:
     small.syncer_training.iterations = 1
     syncer.train(small, prepared, tmp_path, 1)
@@ -270,6 +274,7 @@ def test_a_run_of_other_sizes_is_refused(prepared: Path, small: Config, tmp_path
         syncer.train(small, prepared, tmp_path, 1)
 
 
+@pytest.mark.slow
 def test_live_generator_begins_from_another_one(prepared: Path, small: Config, tmp_path: Path) -> None:
     """Its weights, the sound around the pieces, and what the file says."""
     syncer.train(small, prepared, tmp_path / "syncers", 1)

@@ -433,9 +433,10 @@ def test_real_clips(data_dir):
     for path in sorted((data_dir / "clips").glob("*.mp4"))[::300]:
         reader = VideoReader(path)
         with av.open(str(path)) as container:
+            has_audio = bool(container.streams.audio)  # not all clips have one
             expected = sum(1 for _ in container.decode(video=0))
         assert sum(frame.shape == (reader.height, reader.width, 3) for frame in reader) == expected
-        assert reader.has_audio
+        assert reader.has_audio == has_audio
 
 
 # Writing videos

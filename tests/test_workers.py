@@ -67,6 +67,7 @@ def ray():
         yield connected
 
 
+@pytest.mark.slow
 def test_ray_does_every_item_once(ray, tmp_path: Path) -> None:
     done = dict(workers.on_ray(partial(note, folder=tmp_path), [0, 1, -1, 2], ray, None))
     assert done == {0: None, 1: None, 2: None, -1: workers.DIED}

@@ -49,7 +49,7 @@ class Talker(nn.Module):
 def read(data: Path, split: str) -> list[tuple[str, str, np.ndarray, np.ndarray]]:
     """Name, speaker, motion (T, 168) and sound (640 T,) of every clip, the sound moved to where it belongs."""
     table = data / OFFSETS
-    offsets = json.loads(table.read_text()) if table.exists() else {}
+    offsets = json.loads(table.read_text(encoding="utf-8")) if table.exists() else {}
     skull, found = SyncMeter.load().skull.numpy(), []
     for clip in read_clips(data, split):
         late = int(offsets.get(clip.entry.name, 0))

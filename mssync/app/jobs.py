@@ -36,10 +36,10 @@ log = logging.getLogger(__name__)
 class Worker:
     """A process that does one job at a time."""
 
-    def __init__(self, model: str, device: str, threads: int) -> None:
+    def __init__(self, model: str, device: str, precision: str, threads: int) -> None:
         context = multiprocessing.get_context("spawn")  # nothing of the server's is inherited: no sockets, no locks
         self.pipe, other = context.Pipe()
-        self.process = context.Process(target=serve, args=(other, model, device, threads), daemon=True)
+        self.process = context.Process(target=serve, args=(other, model, device, precision, threads), daemon=True)
         self.process.start()
         other.close()
 
@@ -51,8 +51,9 @@ class Worker:
 class Jobs:
     """The queue, its workers, and what they may leave in a `Place`. One event loop uses it."""
 
-    def __init__(self, place: Place, model: str, device: str, at_once: int = AT_ONCE) -> None:
-        self.place, self.model, self.device, self.at_once = place, model, device, at_once
+    def __init__(self, place: Place, model: str, device: str, precision: str, at_once: int = AT_ONCE) -> None:
+        self.place, self.at_once = place, at_once
+        self.loaded = (model, device, precision)  # what workers load
         self.idle: list[Worker] = []
         self.line: list[object] = []  # those who wait, the next one first
         self.stopped = False
@@ -125,7 +126,7 @@ class Jobs:
         self._leaving[session] = asyncio.get_running_loop().call_later(GRACE, gone)
 
     def _worker(self) -> Worker:
-        return Worker(self.model, self.device, max(1, (os.cpu_count() or 1) // self.at_once))
+        return Worker(*self.loaded, max(1, (os.cpu_count() or 1) // self.at_once))
 
     def _wait(self, before: int) -> float:
         """Seconds, about, until one who has so many before them begins."""

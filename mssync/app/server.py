@@ -18,6 +18,7 @@ under way, and of those that wait the newest are kept.
 from __future__ import annotations
 
 import asyncio
+import io
 import ipaddress
 import json
 import struct
@@ -298,17 +299,9 @@ def _parsed(message: str | bytes) -> dict[str, Any]:
 
 def _picture(content: bytes) -> np.ndarray:
     """A picture file's pixels. Raises InputError as `video.read_image`."""
-    import tempfile
+    from mssync.video import decode_image
 
-    from mssync.video import read_image
-
-    with tempfile.NamedTemporaryFile(suffix=".picture") as file:
-        file.write(content)
-        file.flush()
-        try:
-            return read_image(file.name)
-        except InputError as error:
-            raise InputError(str(error).replace(file.name, "the picture")) from None
+    return decode_image(io.BytesIO(content), "the picture")
 
 
 async def _refuse(socket: WebSocket, message: str, code: int) -> None:

@@ -77,7 +77,7 @@ def create_studio(
     """
     live = create_app(pipeline, portrait, token=token, sessions=sessions)
     place = Place()
-    queue = Jobs(place, model, device, jobs)
+    queue = Jobs(place, model, device, pipeline.reenactor.precision, jobs)
     try:
         page = _mounted(_page(queue, _Previewer(pipeline)))
     except BaseException:

@@ -43,12 +43,13 @@ class Tools:
 
     model: str
     device: str
+    precision: str
 
     @cached_property
     def talker(self) -> Pipeline:
         from mssync.animate import load
 
-        return load(self.model, self.device)
+        return load(self.model, self.device, precision=self.precision)
 
     @cached_property
     def meter(self) -> SyncMeter:
@@ -145,7 +146,8 @@ def example(tools: Tools, folder: Path, tell: Tell, *, late: bool) -> dict[str, 
 
     tell(0, 0, "listening")
     frames = tools.talker.animate(str(DEMO_PORTRAIT), str(DEMO_SPEECH))
-    write_video(folder / "demo.mp4", _counted(frames, len(frames), tell), frames.audio, model=frames.model)
+    shown = _counted(frames, len(frames), tell)
+    write_video(folder / "demo.mp4", shown, frames.audio, model=frames.model, precision=frames.precision)
     if not late:
         return {"video": str(folder / "demo.mp4")}
     shift_sound(folder / "demo.mp4", folder / "late.mp4", DEMO_LATE_MS)
@@ -162,7 +164,7 @@ def check_picture(path: str) -> None:
     """Raises InputError: not a picture, or one of more pixels than a visitor may send."""
     from mssync.video import open_image
 
-    image = open_image(input_file(path))
+    image = open_image(input_file(path), path)
     if image is None:
         raise InputError(f"{path} is not a picture that can be read; give a jpg, png or webp file")
     with image:
@@ -214,7 +216,8 @@ def _written(
 
     pictures: Iterator[np.ndarray] = with_motion(frames, portrait, paste_back) if motion else frames
     pictures = badged(pictures) if badge else pictures
-    count = write_video(path, _counted(pictures, len(frames), tell), frames.audio, model=frames.model)
+    shown = _counted(pictures, len(frames), tell)
+    count = write_video(path, shown, frames.audio, model=frames.model, precision=frames.precision)
     return {"video": str(path), "says": f"{count / FPS:.1f} s of video, {count} frames"}
 
 
@@ -227,15 +230,15 @@ def _counted(frames: Iterator[np.ndarray], total: int, tell: Tell) -> Iterator[n
 # The process
 
 
-def serve(pipe: connection.Connection, model: str, device: str, threads: int) -> None:
+def serve(pipe: connection.Connection, model: str, device: str, precision: str, threads: int) -> None:
     """Load the models, then do what the pipe asks for until it is closed or the server is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the server ends its workers
     threading.Thread(target=_end_with_server, daemon=True).start()
     import torch
 
     torch.set_num_threads(threads)
-    tools = Tools(model, device)
-    _ = tools.talker.face_mesh  # loaded before somebody waits for it
+    tools = Tools(model, device, precision)
+    tools.talker.face_mesh.load()  # before somebody waits for it
     listen(pipe, tools)
 
 

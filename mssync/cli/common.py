@@ -7,8 +7,6 @@ a command runs, so that help is quick.
 from __future__ import annotations
 
 import importlib.util
-import os
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from mssync import __version__
+from mssync.cli.chatter import hold_back_chatter
 from mssync.errors import InputError, input_file, output_file, written_whole
 
 if TYPE_CHECKING:
@@ -133,7 +132,7 @@ SyncersOption = Annotated[
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     import csv
 
-    with written_whole(path, ".csv") as temporary, temporary.open("w", newline="") as file:
+    with written_whole(path, ".csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
@@ -215,12 +214,5 @@ def waiting(message: str) -> Iterator[None]:
 
 def main() -> None:
     """Entry point of the `mssync` command."""
-    if sys.argv[1:2] != ["train"]:  # where messages of a GPU's driver may matter
-        _hush_libraries()
+    hold_back_chatter()
     app()
-
-
-def _hush_libraries() -> None:
-    """C++ libraries (mediapipe, FFmpeg) log to file descriptor 2: send that nowhere, Python's to a copy."""
-    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

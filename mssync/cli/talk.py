@@ -62,6 +62,15 @@ KeyOption = Annotated[
 
 DeviceOption = Annotated[str, typer.Option(metavar="NAME", help="Where to compute: cpu, cuda or mps.")]
 
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Draw in float32 or bfloat16; auto: what this processor is made for. MSSYNC_PRECISION sets it, too.",
+        show_default="auto",
+    ),
+]
+
 SaveMotionOption = Annotated[
     Path | None,
     typer.Option(metavar="FILE.npz", help="Also write the motion, for `mssync render`.", show_default=False),
@@ -93,6 +102,7 @@ def animate(
     paste_back: PasteOption = False,
     model: ModelOption = "compact",
     device: DeviceOption = "cpu",
+    precision: PrecisionOption = None,
     save_motion: SaveMotionOption = None,
     badge: BadgeOption = False,
     sign: SignOption = None,
@@ -104,7 +114,7 @@ def animate(
     from mssync.animate import check_options, load
 
     check_options(head_motion=head_motion, expression=expression, smooth=smooth, seed=seed, size=size)
-    talker = load(model, device)
+    talker = load(model, device, precision=precision)
     with waiting("listening"):
         frames = talker.animate(
             image,
@@ -135,6 +145,7 @@ def reenact(
     paste_back: PasteOption = False,
     model: ModelOption = "compact",
     device: DeviceOption = "cpu",
+    precision: PrecisionOption = None,
     save_motion: SaveMotionOption = None,
     badge: BadgeOption = False,
     sign: SignOption = None,
@@ -146,7 +157,7 @@ def reenact(
     from mssync.animate import check_options, load
 
     check_options(size=size)
-    talker = load(model, device)
+    talker = load(model, device, precision=precision)
     with waiting("watching the driving video"):
         frames = talker.reenact(
             image,
@@ -195,6 +206,7 @@ def render(
     paste_back: PasteOption = False,
     model: ModelOption = "compact",
     device: DeviceOption = "cpu",
+    precision: PrecisionOption = None,
     badge: BadgeOption = False,
     sign: SignOption = None,
     key: KeyOption = None,
@@ -206,7 +218,7 @@ def render(
     from mssync.audio import load_audio
 
     check_options(size=size)
-    frames = load(model, device).render(image, motion, size=size, paste_back=paste_back)
+    frames = load(model, device, precision=precision).render(image, motion, size=size, paste_back=paste_back)
     frames.audio = None if audio is None else load_audio(audio)
     write_frames(output, frames, badge=badge, signer=signer)
 
@@ -216,6 +228,7 @@ def demo(
     output: VideoOutput,
     model: ModelOption = "compact",
     device: DeviceOption = "cpu",
+    precision: PrecisionOption = None,
 ) -> None:
     """Write a demo video: a public-domain portrait (Eileen Collins, NASA) speaks a sentence."""
     check_files([DEMO_SPEECH], [(output, ".mp4")])
@@ -225,7 +238,7 @@ def demo(
     from mssync.animate import load
 
     with waiting("listening"):
-        frames = load(model, device).animate(astronaut(), DEMO_SPEECH)
+        frames = load(model, device, precision=precision).animate(astronaut(), DEMO_SPEECH)
     write_frames(output, frames)
 
 
@@ -249,6 +262,7 @@ def serve(
     jobs: Annotated[int, typer.Option(metavar="N", min=1, help="How many videos are made at once.")] = 2,
     model: ModelOption = "compact",
     device: DeviceOption = "cpu",
+    precision: PrecisionOption = None,
 ) -> None:
     """Open the studio: a page that animates, reenacts, scores and talks live."""
     check_files([portrait], [])
@@ -264,7 +278,7 @@ def serve(
 
         token = secrets.token_urlsafe(16)
     with waiting("loading"):
-        talker = load(model, device, live=True)
+        talker = load(model, device, live=True, precision=precision)
         studio = create_studio(talker, portrait, model=model, device=device, token=token, sessions=sessions, jobs=jobs)
     typer.echo(f"open {address(host, port, token)} (Ctrl-C ends)")
     run(studio, host, port)
@@ -295,9 +309,8 @@ def write_frames(
     with ExitStack() as both:
         if save_motion is not None:
             frames.save_motion(both.enter_context(written_whole(save_motion, ".npz")))
-        count = write_video(
-            output, with_progress(pictures, "drawing", len(frames)), frames.audio, model=frames.model, signer=signer
-        )
+        shown = with_progress(pictures, "drawing", len(frames))
+        count = write_video(output, shown, frames.audio, model=frames.model, precision=frames.precision, signer=signer)
     finished(output, f"{count / FPS:.2f} s, {count} frames")
 
 

@@ -51,7 +51,7 @@ def estimate(folder: str | Path, clips: list[Clip]) -> dict[str, int]:
             if late and steadied.max() > MIN_PEAK:
                 offsets[clip.entry.name] = late
     with written_whole(Path(folder) / OFFSETS, ".json") as temporary:
-        temporary.write_text(json.dumps(offsets, indent=1, sort_keys=True))
+        temporary.write_text(json.dumps(offsets, indent=1, sort_keys=True), encoding="utf-8")
     return offsets
 
 

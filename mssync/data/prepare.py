@@ -57,7 +57,7 @@ def prepare(
     _check_folder(out, described)
     if (out / INDEX).is_file():
         shutil.rmtree(out / PARTS, ignore_errors=True)
-        return json.loads((out / TOTALS).read_text())
+        return json.loads((out / TOTALS).read_text(encoding="utf-8"))
     with workers.cluster(ray, processes) as connected:
         _start_folder(out, described)
         if moved:
@@ -104,7 +104,7 @@ def _check_folder(out: Path, described: dict[str, Any]) -> None:
             raise InputError(f"{out} was made by an older version; give a new folder, or remove this one")
         return
     try:
-        before = json.loads((out / SETTINGS).read_text())
+        before = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{out / SETTINGS} is damaged; remove the folder") from error
     # through JSON, as what was read went
@@ -124,7 +124,7 @@ def _locked(out: Path) -> Iterator[None]:
     except ImportError:  # Windows
         yield
         return
-    with (out / PARTS / "lock").open("w") as file:
+    with (out / PARTS / "lock").open("w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -188,14 +188,14 @@ def _pack(out: Path, shard: str, jobs: list[Job]) -> None:
     """Join the parts of a shard; its record tells that it is done, then the parts are not needed any more."""
     folder = out / PARTS / shard
     shards.join((folder / f"{job.key}.tar" for job in jobs), out / f"{shard}.tar")
-    records = [json.loads(record_of(folder, job).read_text()) for job in jobs]
+    records = [json.loads(record_of(folder, job).read_text(encoding="utf-8")) for job in jobs]
     together = {key: [item for record in records for item in record[key]] for key in ("entries", "rows")}
     write_json(out / PARTS / f"{shard}.json", together)
     shutil.rmtree(folder)
 
 
 def _finish(out: Path, settings: Settings, sources: int, moved: list[str]) -> dict[str, Any]:
-    records = [json.loads(path.read_text()) for path in sorted((out / PARTS).glob("*.json"))]
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((out / PARTS).glob("*.json"))]
     entries = [Entry(**entry) for record in records for entry in record["entries"]]
     rows = sorted((row for record in records for row in record["rows"]), key=lambda r: (r["source"], r["start"]))
     if settings.model is not None:

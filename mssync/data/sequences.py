@@ -3,8 +3,8 @@
 
 `extract` runs a reenactor's keypoint detector over every frame (and over the mirrored frame, for augmentation) and
 keeps the result beside the shards, as ``motion/SHARD.tar`` with a ``KEY.motion.npz`` for every clip: motion, mirrored
-(T, 10, 6) float32, audio (4T, 26) float32 (log filter-bank energies or MFCC) and made_by, the name of the motion's space
-and the kind of audio features. ``preprocess --model`` puts the same file into the shards themselves.
+(T, 10, 6) float32, audio (4T, 26) float32 (log filter-bank energies or MFCC) and made_by, the name of the motion's
+space and the kind of audio features. ``preprocess --model`` puts the same file into the shards themselves.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def _own(path: str | Path, split: str, min_frames: int) -> list[Sequence]:
 def _prepared(folder: str | Path, split: str, min_frames: int, taps: int, live: bool) -> list[Sequence]:
     found = []
     table = Path(folder) / OFFSETS
-    offsets = json.loads(table.read_text()) if table.exists() else {}
+    offsets = json.loads(table.read_text(encoding="utf-8")) if table.exists() else {}
     for clip in read_clips(folder, split):
         data = read_motion(clip)
         motion, mirrored = (smooth(data[key], taps).reshape(-1, 60) for key in ("motion", "mirrored"))

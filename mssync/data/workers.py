@@ -189,6 +189,6 @@ def on_ray(task: Task, items: Iterable[Item], ray: Any, workers: int | None) -> 
 
 
 def _quietly(task: Task, item: Any) -> None:
-    with open(os.devnull, "w") as nowhere:
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
         os.dup2(nowhere.fileno(), 2)  # C++ libraries are talkative
     task(item)

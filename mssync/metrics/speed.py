@@ -13,6 +13,7 @@ from mssync.data.clips import Clip
 from mssync.faces import Box
 from mssync.metrics.pictures import to_tensor
 from mssync.metrics.reenactment import keypoints, read_frames
+from mssync.precision import choose
 from mssync.reenact import SIZE
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def exact_fomm() -> Pipeline:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return Pipeline(FOMM().for_rendering(), None, name="fomm")
+        return Pipeline(FOMM().for_rendering(choose(None, torch.device("cpu"))), None, name="fomm")
 
 
 def in_turns(work: Mapping[str, Callable[[], int]], rounds: int = ROUNDS) -> dict[str, float]:

@@ -31,6 +31,9 @@ class Reenactor(Protocol):
     space: str
     """The name of the motion space that its keypoints live in: see `mssync.motion`."""
 
+    precision: str
+    """In which numbers it draws: "float32" or "bfloat16"."""
+
     needs_landmarks: bool
     """Whether `keypoints` reads the face mesh, so that handing it over saves searching for it again."""
 

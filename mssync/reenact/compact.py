@@ -21,11 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from mssync.motion import UNNAMED
+from mssync.precision import drawing_precision
 from mssync.reenact import N_KEYPOINTS, N_VALUES
 from mssync.reenact.geometry import (
-    computes_bfloat16,
     coordinate_grid,
-    drawing_precision,
     exact_geometry,
     inverse,
     split,
@@ -382,7 +382,7 @@ class CompactReenactor(nn.Module):
         motion_width: int = 32,
         painter_width: int = 32,
         blocks: int = 3,
-        motion_space: str | None = None,
+        motion_space: str = UNNAMED,
     ) -> None:
         super().__init__()
         self.sizes = {
@@ -391,8 +391,8 @@ class CompactReenactor(nn.Module):
             "painter_width": painter_width,
             "blocks": blocks,
         }
-        self.space = motion_space or ""
-        self.fast = False  # draw in bfloat16: see for_rendering
+        self.space = motion_space
+        self.precision = "float32"  # of drawing: see for_rendering
         self.detector = KeypointDetector(body_width)
         self.dense_motion = DenseMotion(motion_width)
         self.painter = Painter(painter_width, motion_width, blocks)
@@ -402,9 +402,10 @@ class CompactReenactor(nn.Module):
         """The arguments that rebuild it."""
         return {**self.sizes, "motion_space": self.space}
 
-    def for_rendering(self) -> CompactReenactor:
-        """Make drawing fast, in place: batch norms folded into convolutions, bfloat16 where the processor has it.
+    def for_rendering(self, precision: str = "float32") -> CompactReenactor:
+        """Make drawing fast, in place: batch norms folded into convolutions, in the given precision.
 
+        precision: "float32", or "bfloat16" where the processor has it (`mssync.precision`).
         Frames then differ by less than a grey level from exact ones, on the mean. The detector stays as it is, it says
         which motion space this is. Not for training.
         """
@@ -412,7 +413,7 @@ class CompactReenactor(nn.Module):
             for module in part.modules():
                 if isinstance(module, nn.Sequential):
                     _fold_batch_norms(module)
-        self.fast = computes_bfloat16(next(self.parameters()).device)
+        self.precision = precision
         return self.to(memory_format=LAYOUT)  # type: ignore[call-overload]
 
     def keypoints(self, image: Tensor, landmarks: Tensor | None = None) -> Tensor:
@@ -430,12 +431,12 @@ class CompactReenactor(nn.Module):
         """
         motion = self.keypoints(source) if motion is None else motion
         small = F.interpolate(source, size=(MOTION_SIZE,) * 2, mode="area")
-        with drawing_precision(source, self.fast):
+        with drawing_precision(source, self.precision):
             return SourceState(source, motion, small, self.painter.encode(source))
 
     def render(self, state: SourceState, motion: Tensor) -> Tensor:
         """Frames (B, 3, s, s) in [0, 1] for motion (B, 10, 6)."""
-        with drawing_precision(motion, self.fast):
+        with drawing_precision(motion, self.precision):
             return self.render_parts(state, motion)["frame"]
 
     def render_parts(self, state: SourceState, motion: Tensor, view: Tensor | None = None) -> dict[str, Tensor]:

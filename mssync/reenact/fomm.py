@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mssync.errors import InputError
-from mssync.reenact.geometry import computes_bfloat16, drawing_precision, exact_geometry
+from mssync.motion import UNNAMED
+from mssync.precision import drawing_precision
+from mssync.reenact.geometry import exact_geometry
 
 KEYPOINT_VARIANCE = 0.01  # of the Gaussians drawn around keypoints, in squared coordinates ([-1, 1] across the image)
 HEAD_KERNEL = 7  # every convolution that reads or writes images, heat maps, masks; the others are 3x3
@@ -45,7 +47,7 @@ class FOMMConfig:
     generator_max_features: int = 512
     generator_down_blocks: int = 2
     generator_bottleneck_blocks: int = 6
-    motion_space: str = ""  # the name of what its keypoint detector reads, see `mssync.motion`
+    motion_space: str = UNNAMED  # the name of what its keypoint detector reads, see `mssync.motion`
 
     @property
     def reduction(self) -> int:
@@ -77,7 +79,7 @@ class FOMM(nn.Module):
         super().__init__()
         self.config = config or FOMMConfig()
         self.align_corners = align_corners
-        self.fast = False  # draw in bfloat16: see for_rendering
+        self.precision = "float32"  # of drawing: see for_rendering
         self.space = self.config.motion_space
         self.rigid = tuple(range(self.config.num_kp))
         self.needs_landmarks = False
@@ -90,9 +92,10 @@ class FOMM(nn.Module):
         """Stays in eval mode whatever `mode`: the checkpoint's batch statistics are part of the model."""
         return super().train(False)
 
-    def for_rendering(self) -> FOMM:
-        """Make drawing fast, in place: batch norms folded into convolutions, bfloat16 where the processor has it.
+    def for_rendering(self, precision: str = "float32") -> FOMM:
+        """Make drawing fast, in place: batch norms folded into convolutions, in the given precision.
 
+        precision: "float32", or "bfloat16" where the processor has it (`mssync.precision`).
         Frames then differ by less than a grey level from exact ones, on the mean. The keypoint detector stays as it is.
         """
         for module in self.generator.modules():
@@ -101,7 +104,7 @@ class FOMM(nn.Module):
             elif isinstance(module, ResidualBlock) and isinstance(module.norm2, nn.BatchNorm2d):
                 module.conv1, module.norm2 = fuse_conv_bn_eval(module.conv1, module.norm2), cast(Any, nn.Identity())
         self.generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.fast = computes_bfloat16(next(self.parameters()).device)
+        self.precision = precision
         return self
 
     def keypoints(self, image: Tensor, landmarks: Tensor | None = None) -> Tensor:
@@ -112,7 +115,7 @@ class FOMM(nn.Module):
         """Everything of the source (B, 3, H, W) in [0, 1] that does not depend on the driving frame."""
         motion = self.keypoints(source) if motion is None else motion
         small = self.generator.dense_motion_network.down(source)
-        with drawing_precision(source, self.fast):
+        with drawing_precision(source, self.precision):
             return FOMMSource(motion, small, self.generator.encode(source))
 
     def render(self, state: FOMMSource, motion: Tensor) -> Tensor:
@@ -125,7 +128,7 @@ class FOMM(nn.Module):
         Returns the image (B, 3, H, W) and the occlusion map (B, 1, H/4, W/4; 0 = hidden in the source), both
         in [0, 1]. Raises InputError when a Jacobian of the motion has no inverse.
         """
-        with drawing_precision(motion, self.fast):
+        with drawing_precision(motion, self.precision):
             warp, occlusion = self.generator.dense_motion_network(state, motion, self.align_corners)
             return self.generator.decode(state.features, warp, occlusion, self.align_corners), occlusion
 

@@ -1,9 +1,8 @@
-"""What the reenactors share: precision of drawing, exact geometry; and the compact one's coordinates and warping."""
+"""What the reenactors share, exact geometry; and the compact one's coordinates and warping."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -26,18 +25,6 @@ def exact_geometry(function: Callable[..., T]) -> Callable[..., T]:
             return function(*(x.float() if isinstance(x, Tensor) else x for x in tensors))
 
     return exact
-
-
-def computes_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 is faster than float32 there; elsewhere it is emulated, which is slower."""
-    if device.type == "cpu":
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return device.type == "cuda" and torch.cuda.is_bf16_supported()
-
-
-def drawing_precision(like: Tensor, fast: bool) -> AbstractContextManager:
-    """Autocast to bfloat16 where it is to be fast; else what the caller has chosen."""
-    return torch.autocast(like.device.type, torch.bfloat16) if fast else nullcontext()
 
 
 def coordinate_grid(size: int, like: Tensor) -> Tensor:

@@ -107,14 +107,14 @@ def figure6(study: Study, steps: int, every: int, output: Path) -> list[dict[str
 def _read(path: Path) -> list[dict[str, object]]:
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, object]]) -> None:
     """Rows to a CSV file, columns in the order in which they first occur."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    with written_whole(path, ".csv") as temporary, temporary.open("w", newline="") as file:
+    with written_whole(path, ".csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)

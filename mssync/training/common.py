@@ -52,7 +52,7 @@ class Run:
         self._shown = self._last = 0.0
 
     def restore(self, parts: dict[str, Any]) -> dict[str, Any]:
-        """Load the last checkpoint into parts (name: module or optimizer) and return what else it holds; {} for a new run.
+        """Load the last checkpoint into parts (name: module or optimizer); return what else it holds, or {}.
 
         Raises InputError when the checkpoint is damaged or of another configuration.
         """

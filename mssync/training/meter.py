@@ -345,7 +345,7 @@ def _measured(
     """
     table = run / OFFSETS
     if table.exists():
-        return json.loads(table.read_text())
+        return json.loads(table.read_text(encoding="utf-8"))
     halves = [[e for e in examples if zlib.crc32(e.identity.encode()) % 2 == half] for half in (0, 1)]
     if not settings.measure_steps or not all(halves):
         return {e.name: 0.0 for e in [*examples, *val]}
@@ -365,7 +365,7 @@ def _measured(
     zero = float(np.median([np.median(values) for values in people.values() if values]))
     late = {name: round(value - zero, 2) for name, value in late.items()}
     with written_whole(table, ".json") as temporary:
-        temporary.write_text(json.dumps(late, indent=1, sort_keys=True))
+        temporary.write_text(json.dumps(late, indent=1, sort_keys=True), encoding="utf-8")
     return late
 
 

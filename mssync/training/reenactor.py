@@ -26,7 +26,7 @@ from mssync.data.clips import read_clips
 from mssync.data.pairs import FramePairs
 from mssync.errors import InputError
 from mssync.faces import CHIN
-from mssync.motion import check_space_name
+from mssync.motion import UNNAMED, check_space_name
 from mssync.reenact.compact import (
     BODY,
     MOTION_SIZE,
@@ -246,7 +246,7 @@ class _Trainer:
     def restore(self) -> int:
         """The step to go on at."""
         numbers = self.run.restore(self.kept)
-        self.shipped.space = numbers.get("motion_space", "")
+        self.shipped.space = numbers.get("motion_space", UNNAMED)
         return int(numbers.get("step", 0))
 
     @property
@@ -254,12 +254,12 @@ class _Trainer:
         """What becomes the model file."""
         return cast(CompactReenactor, self.average.model)
 
-    def name_space(self, wanted: str | None) -> None:
+    def name_space(self, wanted: str) -> None:
         """Name the motion space of a run that has just begun. Raises InputError for another name than it has."""
-        if not self.shipped.space:
-            made_up = f"{self.run.folder.resolve().name}-{uuid.uuid4().hex[:8]}"
-            self.shipped.space = check_space_name(wanted or re.sub(r"[^\w.+-]+", "-", made_up))
-        elif wanted not in (None, self.shipped.space):
+        if self.shipped.space == UNNAMED:
+            made_up = re.sub(r"[^\w.+-]+", "-", f"{self.run.folder.resolve().name}-{uuid.uuid4().hex[:8]}")
+            self.shipped.space = made_up if wanted == UNNAMED else check_space_name(wanted)
+        elif wanted not in (UNNAMED, self.shipped.space):
             raise InputError(
                 f"{self.run.folder}: its motion space is {self.shipped.space!r}, not {wanted!r}; give a new --run"
             )

@@ -1,0 +1,168 @@
+"""What must not depend on the machine: stored constants, names of motion spaces, the precision of drawing, stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import mssync
+from mssync import audio, faces, precision
+from mssync.cli.chatter import CHATTER
+from mssync.errors import InputError
+from mssync.metrics import frontal
+from mssync.motion import check_space_name, space_name
+from mssync.reenact import convert, mesh, surface
+from mssync.reenact.compact import CompactReenactor
+from mssync.syncer import Syncer, SyncerPyramid
+from mssync.weights import SHIPPED, load_model, read_metadata, save_model
+
+BY_LIMITS = {  # what keeps oneDNN from the processor's bfloat16, and what does not
+    "DNNL_MAX_CPU_ISA=AVX2": False, "DNNL_MAX_CPU_ISA=AVX512_CORE": False, "DNNL_MAX_CPU_ISA=SSE41": False,
+    "ATEN_CPU_CAPABILITY=avx2": True, "OMP_NUM_THREADS=4": True,
+}  # fmt: skip
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=os.environ | environment
+    )
+
+
+# ---- constants
+
+
+def test_assets_are_what_their_functions_make() -> None:
+    np.testing.assert_allclose(mesh.fit_mesh_map(), mesh.mesh_map(), atol=1e-5)
+    np.testing.assert_array_equal(mesh.fit_mesh_map() != 0, mesh.mesh_map() != 0)  # the same points
+    np.testing.assert_array_equal(faces.find_mirror_points(), faces.mirror_points())
+    np.testing.assert_allclose(frontal.fit_view_reading(), frontal.view_reading(), atol=1e-5)
+    for name, (stored, made) in zip(
+        surface.OPENINGS, zip(surface._edges(), surface.fit_edges().values(), strict=True), strict=True
+    ):
+        np.testing.assert_allclose(made, stored, atol=1e-5, err_msg=name)
+    np.testing.assert_allclose(audio.mel_filters(), audio._bank("mel", torch.device("cpu")), atol=1e-12)
+    np.testing.assert_allclose(audio.cepstral_transform(), audio._bank("cepstra", torch.device("cpu")), atol=1e-12)
+
+
+# ---- motion spaces
+
+
+def test_shipped_files_name_their_space() -> None:
+    for file in SHIPPED.glob("*.safetensors"):
+        about = read_metadata(file)
+        assert about["config"].get("motion_space") == (None if about["kind"] == "meter" else "compact-1"), file.name
+
+
+def without_name(source: Path, target: Path, digest: str | None) -> None:
+    """A model file as version 0.1 wrote it."""
+    with safe_open(source, "pt") as file:
+        metadata = file.metadata()
+    config = json.loads(metadata["config"])
+    del config["motion_space"]
+    if digest:
+        config["motion_space"] = digest
+    save_file(load_file(source), target, metadata | {"config": json.dumps(config)})
+
+
+def test_models_of_version_0_1_still_fit(tmp_path: Path) -> None:
+    without_name(SHIPPED / "reenactor.safetensors", tmp_path / "reenactor.safetensors", None)
+    without_name(SHIPPED / "generator.safetensors", tmp_path / "generator.safetensors", "b65da1a07cdabc5f")
+    assert mssync.load(tmp_path).reenactor.space == "compact-1"
+    without_name(SHIPPED / "generator.safetensors", tmp_path / "generator.safetensors", "0123456789abcdef")
+    with pytest.raises(InputError, match=r"space '0123456789abcdef', and .* draws 'compact-1'"):
+        mssync.load(tmp_path)
+    assert space_name("mine") == "mine"
+
+
+def test_a_name_survives_its_file(tmp_path: Path) -> None:
+    model = CompactReenactor(4, 4, 4, 1, motion_space="mine-1")
+    save_model(tmp_path / "m.safetensors", model, "compact", model.config)
+    assert load_model(tmp_path / "m.safetensors")[0].space == "mine-1"
+    with pytest.raises(InputError, match=r"letters, digits and \. \+ - _"):
+        check_space_name("my space")
+    assert convert.space_of(Path("a/vox-adv-cpk.pth.tar")) == "fomm-vox-adv-cpk"
+
+
+def test_syncers_refuse_the_motion_of_another_space() -> None:
+    pyramid = SyncerPyramid.load(levels=1)
+    pyramid.check_space("compact-1")
+    pyramid.check_space("")
+    SyncerPyramid([Syncer(60, 8, 8)]).check_space("anything")
+    with pytest.raises(InputError, match="space 'compact-1', and this is of 'mine'"):
+        pyramid.check_space("mine")
+
+
+# ---- precision
+
+
+def test_a_setting_wins_over_the_environment_and_that_over_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.delenv(precision.VARIABLE, raising=False)
+    assert precision.choose(None, cpu) == precision.choose("auto", cpu) in ("float32", "bfloat16")
+    monkeypatch.setenv(precision.VARIABLE, "bfloat16")
+    assert precision.choose(None, cpu) == "bfloat16"
+    assert precision.choose("float32", cpu) == "float32"
+    with pytest.raises(InputError, match="no precision 'half'; choose one of auto, float32, bfloat16"):
+        precision.choose("half", cpu)
+    monkeypatch.setenv(precision.VARIABLE, "half")
+    with pytest.raises(InputError, match="half"):
+        mssync.load()
+
+
+@pytest.mark.parametrize("limit", BY_LIMITS)
+def test_auto_sees_what_onednn_may_use(limit: str) -> None:
+    found = python("from mssync.precision import has_bfloat16; print(has_bfloat16('cpu'))", **dict([limit.split("=")]))
+    assert found.stdout.strip() == str(BY_LIMITS[limit] and precision.has_bfloat16("cpu")), found.stderr
+
+
+# ---- stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is held back without fork")
+def test_chatter_is_held_back_and_nothing_else(tmp_path: Path) -> None:
+    lines = {
+        "W0000 00:00:1795869331.576558    3263 inference_feedback_manager.cc:114] Feedback manager": False,
+        "I0000 00:00:1795869331.576558    3263 gl_context.cc:357] GL version": False,
+        "INFO: Created TensorFlow Lite XNNPACK delegate for CPU.": False,
+        "WARNING: All log messages before absl::InitializeLog() is called are written to STDERR": False,
+        "E0000 00:00:1795869331.576558    3263 graph.cc:11] an error": True,
+        "F0000 00:00:1795869331.576558    3263 graph.cc:12] Check failed": True,
+        "warning: a line of ours": True,
+        "terminate called after throwing an instance of 'std::bad_alloc'": True,
+    }
+    assert {line: CHATTER.match(line.encode()) is None for line in lines} == lines
+    code = f"""
+import ctypes, os, sys
+from mssync.cli.chatter import hold_back_chatter
+hold_back_chatter()
+for line in {list(lines)!r}:
+    os.write(2, line.encode() + b"\\n")
+print("of Python", file=sys.stderr)
+os.write(2, b"the last words")
+ctypes.string_at(0)
+"""
+    found = python(code)
+    told = found.stderr.splitlines()
+    assert found.returncode < 0
+    assert [line for line in told if line in lines] == [line for line, kept in lines.items() if kept]
+    assert "of Python" in told
+    assert "the last words" in found.stderr
+    assert "Segmentation fault" in found.stderr or "access violation" in found.stderr
+
+
+def test_with_stderr_closed_commands_still_work(tmp_path: Path) -> None:
+    done = subprocess.run(
+        f"'{sys.executable}' -m mssync.cli info '{SHIPPED / 'syncer1.safetensors'}' 2>&-",
+        shell=True, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert "model: syncer" in done.stdout
