@@ -259,7 +259,9 @@ class Pipeline:
 
         head_motion: 0 keeps the head still, 1 as generated, at most 2. expression: the same for the face.
         smooth: standard deviation of Gaussian smoothing in frames, 0 (off) to 25.
-        seed: of turns of the head and blinks, of which speech tells nothing; the same seed gives the same video.
+        seed: of turns of the head and blinks, of which speech tells nothing. The same seed gives the same video on the
+            same machine; on another one, or with other versions of libraries, the same but for what cannot be seen
+            (motion to 1e-5, frames to less than a grey level on the mean).
         size: side of the square frames in pixels, even, 64 to 1024.
         paste_back: put the animated face back into the full picture; frames then have the picture's size (at
             most 1920 pixels on the longest side), and `size` is not used.

@@ -6,8 +6,10 @@ ratios are what counts. A checkout of the public code can be timed along (`refer
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -39,6 +41,13 @@ LIVE_SECONDS = 20.0
 CROWD = 4  # sessions at once
 PIECE = 320  # samples that a client sends at a time: 20 ms
 MATRIX, COPIED = 2048, 1 << 28  # side of the product and bytes of the copy that measure what the machine can do
+AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "DNNL_MAX_CPU_ISA": "AVX2"}  # no more than most people's processors have
+OTHERS = {  # processors that this one can stand for: what keeps it to what they have
+    "bfloat16": {"MSSYNC_PRECISION": "bfloat16"},
+    "float32": {"MSSYNC_PRECISION": "float32"},
+    "float32, AVX2 alone": {"MSSYNC_PRECISION": "float32", **AVX2},
+    "auto, oneDNN kept to AVX2": {"DNNL_MAX_CPU_ISA": "AVX2"},
+}
 PUBLIC_STEP = 29.0  # seconds that the public generator alone takes forward and backward (50 × 40 frames, two cores)
 
 
@@ -93,13 +102,20 @@ def run(bench: Bench, sections: Sequence[str] = ()) -> Iterator[Figure]:
 def about_machine() -> dict[str, Any]:
     """What the figures were measured on; load: processes that wanted to run in the last minute."""
     return {
-        "processor": platform.processor() or platform.machine(),
+        "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
+
+
+def _processor() -> str:
+    """The processor's name, as Linux tells it; elsewhere what Python knows of it."""
+    told = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.+)", told.read_text(encoding="utf-8")) if told.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def as_json(figures: Sequence[Figure]) -> dict[str, Any]:
@@ -161,6 +177,26 @@ def animation(bench: Bench) -> Rows:
     yield "animate end to end, 256×256", np.median(rates), "frames/s", "≥ 25", "picture and sound in, MP4 out"
     yield "first frame", np.median(firsts), "s", "< 1.5", f"after loading, {SPEECH_SECONDS:g} s of speech"
     yield "peak memory of the process", _peak_megabytes(), "MB"
+
+
+def processors(bench: Bench) -> Rows:
+    """`animation` in processes that may use no more than other processors have, one after the other."""
+    from PIL import Image
+
+    from mssync.precision import has_bfloat16
+
+    with tempfile.TemporaryDirectory() as folder:
+        picture, figures = Path(folder) / "picture.png", Path(folder) / "figures.json"
+        Image.fromarray(bench.picture).save(picture)
+        command = [sys.executable, "-m", "mssync.cli", "bench", "animation"]
+        command += ["--image", str(picture), "--json", str(figures)]
+        for name, limits in OTHERS.items():
+            if name == "bfloat16" and not has_bfloat16("cpu"):
+                continue
+            kept = {key: value for key, value in os.environ.items() if key != "MSSYNC_PRECISION"}
+            subprocess.run(command, env=kept | limits, check=True, capture_output=True)
+            rate, *_ = json.loads(figures.read_text(encoding="utf-8"))["figures"]
+            yield f"animate, {name}", rate["value"], "frames/s", "≥ 25"
 
 
 def drawing(bench: Bench) -> Rows:
@@ -601,6 +637,7 @@ def _on_this_device() -> Iterator[None]:
 SECTIONS: dict[str, Callable[[Bench], Rows]] = {
     "startup": startup,
     "animation": animation,
+    "processors": processors,
     "drawing": drawing,
     "generation": generation,
     "training": training,

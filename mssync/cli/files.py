@@ -172,7 +172,8 @@ def bench(
     sections: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="SECTION", help="startup, animation, drawing, generation, training, live, limits; or all."
+            metavar="SECTION",
+            help="startup, animation, processors, drawing, generation, training, live, limits; or all.",
         ),
     ] = None,
     image: Annotated[
