@@ -10,9 +10,16 @@ from mssync.app import work
 from mssync.errors import InputError
 
 
-def serve(pipe, model, device, precision, threads) -> None:
+class Threads:
+    """What the queue says of them, for all to see."""
+
+    def compute_with(self, threads: int) -> None:
+        self.told = threads
+
+
+def serve(pipe, model, device, precision) -> None:
     work.JOBS.update(copy=copy, wait=wait, die=die, refuse=refuse, fail=fail, animate=copy_picture)
-    work.listen(pipe, None)
+    work.listen(pipe, Threads())
 
 
 def copy(tools, folder: Path, tell, *, file: str) -> dict:

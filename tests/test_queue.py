@@ -21,6 +21,7 @@ from mssync.app import guard, jobs, place
 from mssync.app.guard import Guard, download, upload
 from mssync.app.jobs import Jobs, in_words
 from mssync.app.place import Place, clear_abandoned, safe_name
+from mssync.app.visitors import Visitor
 from mssync.errors import InputError
 
 
@@ -127,6 +128,10 @@ def queue(here, monkeypatch):
     made.stop()
 
 
+def me(session: str, address: str = "10.0.0.1") -> Visitor:
+    return Visitor(address, session)
+
+
 def told(words: list) -> jobs.Tell:
     return lambda share, what: words.append((share, what))
 
@@ -136,7 +141,7 @@ def test_everyone_gets_their_own_and_two_at_once(queue, here):
 
     async def one(k: int) -> bytes:
         alias = stored(here, content=b"%d" % k)
-        answer = await queue.run("copy", f"s{k}", {"file": alias}, told(words[k]))
+        answer = await queue.run("copy", me(f"s{k}"), {"file": alias}, told(words[k]))
         return here.find(answer["video"].replace(str(here.root), "/files")).read_bytes()
 
     async def everyone() -> list[bytes]:
@@ -155,8 +160,8 @@ def test_everyone_gets_their_own_and_two_at_once(queue, here):
 def test_a_job_that_is_not_wanted_any_more_leaves_nothing(queue, here):
     async def main() -> None:
         queue.start()
-        started = [asyncio.create_task(queue.run("wait", "s", {}, told([]), seconds=60)) for _ in range(2)]
-        waiting = asyncio.create_task(queue.run("copy", "s", {"file": stored(here)}, told([])))
+        started = [asyncio.create_task(queue.run("wait", me("s"), {}, told([]), seconds=60)) for _ in range(2)]
+        waiting = asyncio.create_task(queue.run("copy", me("s"), {"file": stored(here)}, told([])))
         while len(files(here)) < 3:
             await asyncio.sleep(0.02)
         for task in (waiting, *started):
@@ -167,7 +172,7 @@ def test_a_job_that_is_not_wanted_any_more_leaves_nothing(queue, here):
         )
         here.leave("s")
         assert files(here) == []
-        answer = await queue.run("copy", "s", {"file": stored(here)}, told([]))  # with a new process
+        answer = await queue.run("copy", me("s"), {"file": stored(here)}, told([]))  # with a new process
         assert answer["says"] == "copied"
 
     asyncio.run(main())
@@ -178,7 +183,7 @@ def test_a_page_that_is_closed_ends_its_jobs(queue, here, monkeypatch):
 
     async def main() -> None:
         queue.start()
-        task = asyncio.create_task(queue.run("wait", "s", {}, told([]), seconds=60))
+        task = asyncio.create_task(queue.run("wait", me("s"), {}, told([]), seconds=60))
         while not files(here):
             await asyncio.sleep(0.02)
         queue.leave("s")
@@ -204,16 +209,16 @@ def test_what_goes_wrong_is_said_and_the_next_job_runs(queue, here, monkeypatch,
             ("copy", {"file": "/etc/passwd"}, "upload it again"),
         ]:
             with pytest.raises(InputError, match=expected):
-                await queue.run(name, "s", given, told([]))
+                await queue.run(name, me("s"), given, told([]))
         monkeypatch.setattr(jobs, "LIMIT", 0.2)
         with pytest.raises(InputError, match="took more than"):
-            await queue.run("wait", "s", {}, told([]), seconds=60)
+            await queue.run("wait", me("s"), {}, told([]), seconds=60)
         monkeypatch.setattr(jobs, "LIMIT", 60)
         monkeypatch.setattr(jobs, "WAITING", 0)
         with pytest.raises(InputError, match="0 jobs are waiting already; try again in"):
-            await queue.run("copy", "s", {"file": alias}, told([]))
+            await queue.run("copy", me("s"), {"file": alias}, told([]))
         monkeypatch.setattr(jobs, "WAITING", 9)
-        assert (await queue.run("copy", "s", {"file": alias}, told([])))["says"] == "copied"
+        assert (await queue.run("copy", me("s"), {"file": alias}, told([])))["says"] == "copied"
 
     asyncio.run(main())
     assert "a secret of the server" in caplog.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from starlette.testclient import TestClient
 from test_app import SMALL
 
 from mssync.animate import Pipeline
-from mssync.app import jobs, overlay, place, work
+from mssync.app import jobs, limits, overlay, place, work
 from mssync.errors import InputError
 from mssync.generator import Generator
 from mssync.video import VideoReader, probe
@@ -76,20 +77,28 @@ def test_reenact(tools, picture, film, tmp_path):
 
 def test_what_visitors_may_not_send(picture, make_sound, film, tmp_path, monkeypatch):
     sound = str(make_sound("say.wav", speech(3), 16000))
-    monkeypatch.setattr(work, "MAX_SECONDS", 2.0)
-    monkeypatch.setattr(work, "MAX_PIXELS", 100_000)
-    monkeypatch.setattr(work, "MAX_FRAME", 100_000)
+    monkeypatch.setattr(limits, "MAX_SECONDS", 2.0)
+    monkeypatch.setattr(limits, "MAX_PIXELS", 100_000)
+    monkeypatch.setattr(limits, "MAX_FRAME", 100_000)
     (tmp_path / "notes.txt").write_text("hello")
     for check, path, expected in [
-        (work.check_length, sound, "lasts 0 minutes; at most 0 are taken here"),
-        (work.check_length, picture, "is a picture; give a recording"),
-        (work.check_length, str(film(tmp_path / "a.mp4", 0.2)), "320x320"),
-        (work.check_picture, picture, "400x301 pixels; scale it"),
-        (work.check_picture, sound, "is not a picture"),
-        (work.check_picture, str(tmp_path / "notes.txt"), "is not a picture"),
+        (limits.check_length, sound, "lasts 0 minutes; at most 0 are taken here"),
+        (limits.check_length, picture, "is a picture; give a recording"),
+        (limits.check_length, str(film(tmp_path / "a.mp4", 0.2)), "320x320"),
+        (check_picture, picture, "400x301 pixels; scale it"),
+        (check_picture, sound, "is not a picture"),
+        (check_picture, str(tmp_path / "notes.txt"), "is not a picture"),
     ]:
         with pytest.raises(InputError, match=expected):
             check(path)
+    monkeypatch.setattr(limits, "MAX_PIXELS", 10**9)
+    monkeypatch.setattr(limits, "MAX_PICTURE_BYTES", 300_000)
+    with pytest.raises(InputError, match="0 MB; a picture may have"):
+        check_picture(picture)
+
+
+def check_picture(path: str) -> None:
+    limits.check_picture(Path(path), path)
 
 
 def test_a_preview_shows_the_crop_bright_and_the_keypoints(tools, picture):

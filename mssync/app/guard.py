@@ -26,8 +26,9 @@ from starlette.datastructures import Headers, MutableHeaders, UploadFile
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 
+from mssync.app.limits import MAX_UPLOAD, check_upload
 from mssync.app.place import ALIAS, Place
-from mssync.app.work import check_header, nameless
+from mssync.app.work import nameless
 from mssync.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 LOCAL = ("localhost", "127.0.0.1", "[::1]")  # names of this machine that nobody else can point elsewhere
 COOKIE = "mssync_token"
-MAX_UPLOAD = 100_000_000  # bytes of a file
 MAX_MESSAGE = 1_000_000  # bytes of any other request
 HEARTBEAT = 15.0  # seconds between two signs of life to an open page
 OPEN = re.compile(  # paths: what the page loads, Gradio's API, and the live page
@@ -233,7 +233,7 @@ def upload(place: Place) -> Callable[[Request], Awaitable[Response]]:
 def _store(file: UploadFile, path: Path) -> None:
     with path.open("xb") as target:
         shutil.copyfileobj(file.file, target)
-    check_header(str(path))  # a page would try to draw three hours of sound
+    check_upload(path)  # a page would try to draw three hours of sound, or a huge picture
 
 
 def download(place: Place) -> Callable[[Request], Awaitable[Response]]:

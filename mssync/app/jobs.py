@@ -1,7 +1,8 @@
 """The studio's queue: few jobs at once, each in a process that is ended when it takes too long or is not wanted more.
 
-Those who wait are told how many are before them and about how long that takes. A job's process is ended, not asked to
-stop: so also what hangs inside a library ends, and a new process takes its place.
+Visitors take turns, so somebody with one job does not wait for all of somebody else's, and nobody has more than a share
+of the places. Those who wait are told how many are before them and about how long that takes. A job's process is ended,
+not asked to stop: so also what hangs inside a library ends, and a new process takes its place.
 """
 
 from __future__ import annotations
@@ -11,21 +12,29 @@ import logging
 import multiprocessing
 import os
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+from mssync.app.limits import seconds_told
 from mssync.app.place import Place
+from mssync.app.visitors import Visitor
 from mssync.app.work import serve
 from mssync.errors import InputError
 
 AT_ONCE = 2  # jobs: each has about 600 MB of models and libraries
 WAITING = 64  # jobs; more are refused
+OF_ADDRESS = 32  # of these places, at most, for one address: the others find half of them free
+OF_SESSION = 8  # for one page or client
 LIMIT = 900.0  # seconds that a job may take: twice what 5 minutes of speech take on two cores
 GRACE = 20.0  # seconds that a page may be gone, for a reload or a bad network, before its jobs and files go
-USUAL = 20.0  # seconds of a job, before any was measured
+START = 1.0  # seconds of any job: reading, finding the face
+PACE = 1.0  # seconds of work for a second of speech or video, before any was measured
+LENGTH = 10.0  # seconds of speech or video, where a file does not say
 ASKED = 0.25  # seconds between two looks at the queue
 
 Tell = Callable[[float | None, str], None]  # share that is done (None: unknown), in words
@@ -36,16 +45,27 @@ log = logging.getLogger(__name__)
 class Worker:
     """A process that does one job at a time."""
 
-    def __init__(self, model: str, device: str, precision: str, threads: int) -> None:
+    def __init__(self, model: str, device: str, precision: str) -> None:
         context = multiprocessing.get_context("spawn")  # nothing of the server's is inherited: no sockets, no locks
         self.pipe, other = context.Pipe()
-        self.process = context.Process(target=serve, args=(other, model, device, precision, threads), daemon=True)
+        self.process = context.Process(target=serve, args=(other, model, device, precision), daemon=True)
         self.process.start()
         other.close()
 
     def end(self) -> None:
         self.process.kill()
         self.process.join()
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A job that waits or runs."""
+
+    visitor: Visitor
+    length: float  # of what was given, in seconds
+    begun: float = 0.0
+    ends: float = 0.0  # about when, as the job itself tells
+    arrived: float = field(default_factory=time.monotonic)
 
 
 class Jobs:
@@ -55,11 +75,12 @@ class Jobs:
         self.place, self.at_once = place, at_once
         self.loaded = (model, device, precision)  # what workers load
         self.idle: list[Worker] = []
-        self.line: list[object] = []  # those who wait, the next one first
+        self.line: list[Ticket] = []  # those who wait, by their arrival
+        self.running: list[Ticket] = []
         self.stopped = False
         # One listens to each worker, or for a moment to one that has just been ended.
         self._listeners = ThreadPoolExecutor(2 * at_once, "mssync-jobs")
-        self.took: deque[float] = deque(maxlen=20)  # seconds of the last jobs
+        self.paces: deque[float] = deque(maxlen=20)  # of the last jobs, as PACE
         self._tasks: dict[str, set[asyncio.Task[Any]]] = {}  # by session
         self._leaving: dict[str, asyncio.TimerHandle] = {}
 
@@ -83,30 +104,36 @@ class Jobs:
             await asyncio.sleep(30)
             self.place.sweep()
 
-    async def run(self, name: str, session: str, files: dict[str, Any], tell: Tell, **options: Any) -> dict[str, Any]:
+    async def run(
+        self, name: str, visitor: Visitor, files: dict[str, Any], tell: Tell, **options: Any
+    ) -> dict[str, Any]:
         """Wait, then do a job of `work.JOBS`; return its answer.
 
         files: arguments of the job that name files. Cancelled, it leaves nothing behind.
-        Raises InputError: a file that is not here, a full queue, too long a job, and what the job refuses.
+        Raises InputError: a file that is not here, no place to wait, too long a job, and what the job refuses.
         """
-        given = {key: self.place.given(path, session) for key, path in files.items()}
-        if len(self.line) >= WAITING:
-            raise InputError(f"{WAITING} jobs are waiting already; try again in {in_words(self._wait(WAITING))}")
+        given = {key: self.place.given(path, visitor.session) for key, path in files.items()}
+        lengths = await asyncio.to_thread(lambda: [seconds_told(path) for path in given.values()])
+        ticket = self._ticket(visitor, max(lengths, default=0.0) or LENGTH)
         task = asyncio.current_task()
         assert task is not None
-        self._tasks.setdefault(session, set()).add(task)
-        folder, answer = self.place.new(session), None
-        arguments = {**options, **{key: str(path) for key, path in given.items()}}
+        self._tasks.setdefault(visitor.session, set()).add(task)
+        folder = answer = None
         try:
+            folder = self.place.new(visitor.session)
+            arguments = {**options, **{key: str(path) for key, path in given.items()}}
             with self.place.used([folder, *(path.parent for path in given.values())]):
-                answer = await self._with(await self._turn(tell), name, folder, tell, arguments)
+                worker = await self._turn(ticket, tell)
+                answer = await self._with(worker, ticket, name, folder, tell, arguments)
             return answer
         finally:
-            if answer is None or not list(folder.iterdir()):
+            if folder is not None and (answer is None or not list(folder.iterdir())):
                 self.place.remove(folder)
-            self._tasks[session].discard(task)
-            if not self._tasks[session]:
-                del self._tasks[session]
+            if ticket in self.line:
+                self.line.remove(ticket)
+            self._tasks[visitor.session].discard(task)
+            if not self._tasks[visitor.session]:
+                del self._tasks[visitor.session]
 
     def arrive(self, session: str) -> None:
         """A page is open (again)."""
@@ -126,31 +153,56 @@ class Jobs:
         self._leaving[session] = asyncio.get_running_loop().call_later(GRACE, gone)
 
     def _worker(self) -> Worker:
-        return Worker(*self.loaded, max(1, (os.cpu_count() or 1) // self.at_once))
+        return Worker(*self.loaded)
 
-    def _wait(self, before: int) -> float:
-        """Seconds, about, until one who has so many before them begins."""
-        usual = sum(self.took) / len(self.took) if self.took else USUAL
-        return (before + 1) * usual / self.at_once
-
-    async def _turn(self, tell: Tell) -> Worker:
-        """Wait in line for a worker."""
-        ticket = object()
+    def _ticket(self, visitor: Visitor, length: float) -> Ticket:
+        """A place in the line. Raises InputError where there is none (for this visitor)."""
+        ticket = Ticket(visitor, length)
+        wait = in_words(self._wait(len(self.line), [*_in_turn(self.line, self.running), ticket]))
+        of_address = sum(other.visitor.address == visitor.address for other in self.line)
+        of_session = sum(other.visitor == visitor for other in self.line)
+        if of_session >= OF_SESSION:
+            raise InputError(f"{of_session} of your jobs are waiting already; give more when some are done")
+        if of_address >= OF_ADDRESS:
+            raise InputError(f"{of_address} jobs from your address are waiting already; give more when some are done")
+        if len(self.line) >= WAITING:
+            raise InputError(f"{len(self.line)} jobs are waiting already; try again in {wait}")
         self.line.append(ticket)
-        try:
-            while self.line[0] is not ticket or not self.idle:
-                before = self.line.index(ticket)
-                tell(None, f"waiting: {before} before you, about {in_words(self._wait(before))}")
-                await asyncio.sleep(ASKED)
-            return self.idle.pop(0)
-        finally:
-            self.line.remove(ticket)
+        return ticket
 
-    async def _with(self, worker: Worker, name: str, folder: Path, tell: Tell, arguments: dict[str, Any]) -> Any:
+    def _takes(self, ticket: Ticket) -> float:
+        """Seconds, about, that a job takes."""
+        return START + ticket.length * (median(self.paces) if self.paces else PACE)
+
+    def _wait(self, before: int, order: list[Ticket]) -> float:
+        """Seconds, about, until one who has so many before them begins; a worker that is free takes the next job."""
+        now = time.monotonic()
+        free = [0.0] * max(len(self.idle), self.at_once - len(self.running))
+        free += [max(0.0, (job.ends or job.begun + self._takes(job)) - now) for job in self.running]
+        for ticket in order[:before]:
+            free.sort()
+            free[0] += self._takes(ticket)
+        return min(free)
+
+    async def _turn(self, ticket: Ticket, tell: Tell) -> Worker:
+        """Wait in line for a worker."""
+        while True:
+            order = _in_turn(self.line, self.running)
+            before = order.index(ticket)
+            if before == 0 and self.idle:
+                self.line.remove(ticket)
+                return self.idle.pop(0)
+            tell(None, f"waiting: {before} before you, about {in_words(self._wait(before, order))}")
+            await asyncio.sleep(ASKED)
+
+    async def _with(
+        self, worker: Worker, ticket: Ticket, name: str, folder: Path, tell: Tell, arguments: dict[str, Any]
+    ) -> Any:
         """Do a job with a worker, which is idle again after that; one that had to be ended has a successor."""
-        begun = time.monotonic()
+        ticket.begun = time.monotonic()
+        self.running.append(ticket)
         try:
-            kind, answer = await asyncio.wait_for(self._asked(worker, name, folder, tell, arguments), LIMIT)
+            kind, answer = await asyncio.wait_for(self._asked(worker, ticket, name, folder, tell, arguments), LIMIT)
         except BaseException as error:
             worker.end()
             if not self.stopped:
@@ -161,20 +213,23 @@ class Jobs:
                 log.error("a job's process ended: %s", name)
                 raise InputError("this job's process ended before it was done; try another file") from None
             raise
+        finally:
+            self.running.remove(ticket)
         self.idle.append(worker)
         if kind == "refused":
             raise InputError(answer)
         if kind == "broken":
             log.error("a job broke: %s\n%s", name, answer)
             raise InputError("this job broke; the server's messages tell why")
-        self.took.append(time.monotonic() - begun)
+        self.paces.append(max(0.0, time.monotonic() - ticket.begun - START) / ticket.length)
         return answer
 
     async def _asked(
-        self, worker: Worker, name: str, folder: Path, tell: Tell, arguments: dict[str, Any]
+        self, worker: Worker, ticket: Ticket, name: str, folder: Path, tell: Tell, arguments: dict[str, Any]
     ) -> tuple[str, Any]:
         tell(None, "starting")
-        worker.pipe.send((name, str(folder), arguments))
+        threads = max(1, (os.cpu_count() or 1) // len(self.running))  # all cores for one who is alone
+        worker.pipe.send((name, str(folder), arguments, threads))
         begun: float | None = None
         while True:
             kind, *content = await asyncio.get_running_loop().run_in_executor(self._listeners, worker.pipe.recv)
@@ -184,9 +239,30 @@ class Jobs:
             if not of:
                 tell(None, what)
                 continue
-            begun = begun or time.monotonic()
-            left = (time.monotonic() - begun) / done * (of - done) if done else 0.0
+            now = time.monotonic()
+            begun = begun or now
+            left = (now - begun) / done * (of - done) if done else 0.0
+            ticket.ends = now + left if done else 0.0
             tell(done / of, f"{what}, about {in_words(left)} left" if done else what)
+
+
+def _in_turn(line: Iterable[Ticket], running: Iterable[Ticket]) -> list[Ticket]:
+    """Those who wait, the next one first: addresses take turns, and in each of them its sessions.
+
+    Jobs that run count as turns that were had; where turns are even, the first to come is the first.
+    """
+    had = Counter(job.visitor for job in running)
+    by_address: dict[str, list[tuple[int, Ticket]]] = defaultdict(list)
+    for ticket in line:
+        by_address[ticket.visitor.address].append((had[ticket.visitor], ticket))
+        had[ticket.visitor] += 1
+    turns = Counter(job.visitor.address for job in running)
+    ranked = [
+        (turns[address] + place, ticket.arrived, ticket)
+        for address, mine in by_address.items()
+        for place, (_, ticket) in enumerate(sorted(mine, key=lambda one: (one[0], one[1].arrived)))
+    ]
+    return [ticket for *_, ticket in sorted(ranked, key=lambda one: one[:2])]
 
 
 def in_words(seconds: float) -> str:

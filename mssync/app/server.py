@@ -41,6 +41,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from mssync.app.engine import Engine, Speaker
 from mssync.app.guard import LOCAL, allowed
+from mssync.app.limits import MAX_PICTURE_BYTES, with_picture
 from mssync.audio import SAMPLE_RATE
 from mssync.errors import InputError, PathLike
 from mssync.reenact import SIZE
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
 
 PAGE = Path(__file__).parent / "page"
 SESSIONS = 4  # at once: what two cores can draw at a rate that still looks like motion
-MAX_PICTURE_BYTES = 10_000_000
 MAX_TEXT = 1000  # characters of a text message
 MAX_SOUND_BYTES = 2 * SAMPLE_RATE  # of a message: a second
 AHEAD = 2.0  # seconds that sound may be ahead of the clock; then it is not read for a while
@@ -175,12 +175,12 @@ class _Live:
         asked = _parsed(await _receive(socket))
         if asked.get("type") != "start":
             raise InputError('the first message must be {"type": "start"}')
-        portrait: Portrait | np.ndarray | None = self.portrait
+        portrait = self.portrait
         if asked.get("portrait"):
             picture = await _receive(socket)
-            if not isinstance(picture, bytes) or len(picture) > MAX_PICTURE_BYTES:
-                raise InputError(f"after the start comes a picture file of at most {MAX_PICTURE_BYTES // 1_000_000} MB")
-            portrait = await asyncio.to_thread(_picture, picture)
+            if not isinstance(picture, bytes):
+                raise InputError("after the start comes a picture file, as one binary message")
+            portrait = await with_picture(io.BytesIO(picture), "the picture", self.pipeline.portrait)
         if portrait is None:
             raise InputError("this server has no portrait of its own; send a picture")
         try:
@@ -295,13 +295,6 @@ def _parsed(message: str | bytes) -> dict[str, Any]:
             if isinstance(parsed, dict):
                 return parsed
     raise InputError(f"expected a JSON object of at most {MAX_TEXT} characters")
-
-
-def _picture(content: bytes) -> np.ndarray:
-    """A picture file's pixels. Raises InputError as `video.read_image`."""
-    from mssync.video import decode_image
-
-    return decode_image(io.BytesIO(content), "the picture")
 
 
 async def _refuse(socket: WebSocket, message: str, code: int) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,13 +24,14 @@ from starlette.routing import Mount, Route
 from mssync import __version__
 from mssync.app.guard import Guard, Heartbeat, download, upload
 from mssync.app.jobs import AT_ONCE, LIMIT, WAITING, Jobs, in_words
+from mssync.app.limits import MAX_SECONDS, with_picture
 from mssync.app.place import KEEP, Place
 from mssync.app.server import create_app
-from mssync.app.work import DEMO_PORTRAIT, DEMO_SPEECH, MAX_SECONDS, check_picture, nameless
+from mssync.app.visitors import Visitor, address
+from mssync.app.work import DEMO_PORTRAIT, DEMO_SPEECH
 from mssync.errors import InputError, PathLike
 from mssync.meter import FRAME_MS
 from mssync.syncer import MAX_OFFSET
-from mssync.video import read_image
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is there: nothing is sent, nothing is looked up
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -137,14 +139,11 @@ class _Previewer:
         from mssync.animate import Pipeline as Own
 
         self.talker = Own(pipeline.reenactor, None, name=pipeline.name, device=pipeline.device)
-        self.lock = threading.Lock()
 
-    def __call__(self, path: str) -> np.ndarray:
+    async def __call__(self, path: Path) -> np.ndarray:
         from mssync.app.overlay import preview
 
-        check_picture(path)
-        with self.lock:  # one large picture is in memory at a time
-            return preview(self.talker, read_image(path))
+        return await with_picture(path, path.name, partial(preview, self.talker))
 
 
 def _page(queue: Jobs, previewer: _Previewer) -> gr.Blocks:
@@ -356,9 +355,9 @@ def _portrait_input(queue: Jobs, previewer: _Previewer, tab: str) -> gr.Image:
             return gr.update(value=None, visible=False)
         file = queue.place.given(path, str(request.session_hash))
         try:
-            pixels = await asyncio.to_thread(previewer, str(file))
+            pixels = await previewer(file)
         except InputError as error:
-            gr.Warning(nameless(str(error), str(file)), title="This portrait cannot be used")
+            gr.Warning(str(error), title="This portrait cannot be used")
             return gr.update(value=None, visible=False)
         return gr.update(value=await asyncio.to_thread(_saved, queue, pixels, str(request.session_hash)), visible=True)
 
@@ -428,9 +427,9 @@ async def _run(
     def tell(share: float | None, words: str) -> None:
         progress(share, desc=words)
 
-    begun = time.monotonic()
+    begun, visitor = time.monotonic(), Visitor(address(request.client.host), str(request.session_hash))
     try:
-        answer = await queue.run(name, str(request.session_hash), files, tell, **options)
+        answer = await queue.run(name, visitor, files, tell, **options)
     except InputError as error:
         raise gr.Error(str(error), title="This cannot be done", print_exception=False) from None
     for warning in answer.pop("warnings"):

@@ -20,15 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mssync.errors import InputError, input_file
+from mssync.app.limits import check_length, check_picture
+from mssync.errors import InputError
 
 if TYPE_CHECKING:
     from mssync.animate import Frames, Pipeline, Portrait
     from mssync.meter import SyncMeter
-
-MAX_PIXELS = 50_000_000  # of a picture: any camera's; decoded it takes 150 MB
-MAX_FRAME = 3840 * 2160  # pixels of a video's frame: 4K
-MAX_SECONDS = 300.0  # of speech and of videos
 
 Tell = Callable[[int, int, str], None]  # done, of (0: unknown), what is being done
 
@@ -57,6 +54,16 @@ class Tools:
 
         return SyncMeter.load()
 
+    def compute_with(self, threads: int) -> None:
+        """Let the jobs from now on have so many threads."""
+        import torch
+
+        from mssync.cores import Cores
+
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+            self.talker.cores = Cores(self.talker.device)
+
 
 # Jobs
 
@@ -77,7 +84,7 @@ def animate(
     motion: bool,
 ) -> dict[str, Any]:
     """A talking video: {"video", "says"}. motion: draw the keypoints over it."""
-    check_picture(picture)
+    check_picture(Path(picture), picture)
     check_length(speech)
     tell(0, 0, "listening")
     portrait = tools.talker.portrait(picture)
@@ -107,7 +114,7 @@ def reenact(
     motion: bool,
 ) -> dict[str, Any]:
     """A portrait moved like the face of a video: {"video", "says"}."""
-    check_picture(picture)
+    check_picture(Path(picture), picture)
     check_length(video)
     tell(0, 0, "watching the driving video")
     portrait = tools.talker.portrait(picture)
@@ -160,53 +167,6 @@ JOBS: dict[str, Callable[..., dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def check_picture(path: str) -> None:
-    """Raises InputError: not a picture, or one of more pixels than a visitor may send."""
-    from mssync.video import open_image
-
-    image = open_image(input_file(path), path)
-    if image is None:
-        raise InputError(f"{path} is not a picture that can be read; give a jpg, png or webp file")
-    with image:
-        if image.width * image.height > MAX_PIXELS:
-            raise InputError(
-                f"{path} has {image.width}x{image.height} pixels; scale it to {MAX_PIXELS:,} in all or less"
-            )
-
-
-def check_length(path: str) -> None:
-    """Raises InputError: no recording or video, or one that is longer or larger than a visitor may send."""
-    from mssync.video import probe
-
-    about = probe(path)
-    if about.kind == "image" or about.seconds is None:
-        raise InputError(f"{path} is a picture; give a recording or a video")
-    check_seconds(path, about.seconds)
-    if about.width is not None and about.height is not None and about.width * about.height > MAX_FRAME:
-        raise InputError(f"{path} has frames of {about.width}x{about.height} pixels; scale it to 3840x2160 or less")
-
-
-def check_header(path: str) -> None:
-    """Raises InputError for media that are too long by their header, without decoding anything of them."""
-    from mssync.video import declared_seconds, open_media
-
-    try:
-        with open_media(path) as container:
-            longest = max((float(declared_seconds(container, stream)) for stream in container.streams), default=0.0)
-    except InputError:
-        return  # no media: what it is meant for will say so
-    check_seconds(path, longest)
-
-
-def check_seconds(path: str, seconds: float) -> None:
-    """Raises InputError for more than visitors may send."""
-    if seconds > MAX_SECONDS:
-        raise InputError(
-            f"{path} lasts {seconds / 60:.0f} minutes; at most {MAX_SECONDS / 60:.0f} are taken here: "
-            "cut it, or use `mssync` on your own machine, which has no limit"
-        )
-
-
 def _written(
     path: Path, frames: Frames, portrait: Portrait, tell: Tell, paste_back: bool, badge: bool, motion: bool
 ) -> dict[str, Any]:
@@ -230,30 +190,28 @@ def _counted(frames: Iterator[np.ndarray], total: int, tell: Tell) -> Iterator[n
 # The process
 
 
-def serve(pipe: connection.Connection, model: str, device: str, precision: str, threads: int) -> None:
+def serve(pipe: connection.Connection, model: str, device: str, precision: str) -> None:
     """Load the models, then do what the pipe asks for until it is closed or the server is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the server ends its workers
     threading.Thread(target=_end_with_server, daemon=True).start()
-    import torch
-
-    torch.set_num_threads(threads)
     tools = Tools(model, device, precision)
     tools.talker.face_mesh.load()  # before somebody waits for it
     listen(pipe, tools)
 
 
 def listen(pipe: connection.Connection, tools: Tools) -> None:
-    """In: (job, folder, arguments). Out: ("told", done, of, what) many times, then one of ("done", answer),
-    ("refused", message) and ("broken", traceback)."""
+    """In: (job, folder, arguments, threads to compute with). Out: ("told", done, of, what) many times, then one of
+    ("done", answer), ("refused", message) and ("broken", traceback)."""
 
     def tell(done: int, of: int, what: str) -> None:
         pipe.send(("told", done, of, what))
 
     while True:
         try:
-            name, folder, arguments = pipe.recv()
+            name, folder, arguments, threads = pipe.recv()
         except EOFError:
             return
+        tools.compute_with(threads)
         pipe.send(_done(tools, name, Path(folder), tell, arguments))
 
 
