@@ -17,10 +17,12 @@ from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from mssync.app import guard, jobs, place
-from mssync.app.guard import Guard, download, upload
-from mssync.app.jobs import Jobs, in_words
+from mssync.app import guard, jobs, place, uploads
+from mssync.app.guard import Guard, download
+from mssync.app.jobs import Jobs
+from mssync.app.limits import in_words
 from mssync.app.place import Place, clear_abandoned, safe_name
+from mssync.app.uploads import Uploads
 from mssync.app.visitors import Visitor
 from mssync.errors import InputError
 
@@ -36,7 +38,7 @@ def here(tmp_path, monkeypatch):
 
 def stored(here: Place, name: str = "a.mp4", content: bytes = b"abc") -> str:
     """The alias of a new upload."""
-    path = here.upload(name)
+    path = here.upload(name, "10.0.0.1")
     path.write_bytes(content)
     return f"/files/{path.parent.name}/{path.name}"
 
@@ -98,7 +100,7 @@ def test_old_files_go(here, monkeypatch):
     assert [path.exists() for path in (old, new, busy)] == [False, True, True]
     monkeypatch.setattr(place, "MAX_BYTES", 5)
     with pytest.raises(InputError, match="full"):
-        here.upload("b.mp4")
+        here.upload("b.mp4", "10.0.0.1")
 
 
 def test_what_a_killed_server_left_is_cleared_and_nothing_else(here, tmp_path):
@@ -243,7 +245,7 @@ def client(here):
         return StreamingResponse(stream(), media_type="text/event-stream")
 
     routes = [
-        Route("/gradio_api/upload", upload(here), methods=["POST"]),
+        Route("/gradio_api/upload", Uploads(here).take, methods=["POST"]),
         Route("/gradio_api/file={alias:path}", download(here)),
         Route("/gradio_api/queue/join", echo, methods=["POST"]),
         Route("/gradio_api/queue/data", events),
@@ -270,7 +272,7 @@ def test_paths_are_replaced_both_ways(client, here):
 
 
 def test_uploads_are_limited(client, here, monkeypatch):
-    monkeypatch.setattr(guard, "MAX_UPLOAD", 1_000_000)
+    monkeypatch.setattr(uploads, "MAX_UPLOAD", 1_000_000)
     assert client.post("/gradio_api/upload", files={"files": ("a.wav", bytes(990_000))}).status_code == 200
 
     def parts():

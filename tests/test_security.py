@@ -247,13 +247,14 @@ def studio(private, token=None):
     from starlette.routing import Route
     from starlette.testclient import TestClient
 
-    from mssync.app.guard import Guard, download, upload
+    from mssync.app.guard import Guard, download
+    from mssync.app.uploads import Uploads
 
     async def anything(request: Request):
         return PlainTextResponse(f"{request.url.path} {(await request.body()).decode()}")
 
     routes = [
-        Route("/gradio_api/upload", upload(private), methods=["POST"]),
+        Route("/gradio_api/upload", Uploads(private).take, methods=["POST"]),
         Route("/gradio_api/file={alias:path}", download(private)),
         Route("/{path:path}", anything, methods=["GET", "POST"]),
     ]
@@ -322,7 +323,7 @@ def test_files_that_are_no_uploads_cannot_be_named(private, path):
 
 
 def test_real_paths_do_not_help_either(private):
-    file = private.upload("a.mp4")
+    file = private.upload("a.mp4", "10.0.0.1")
     file.write_bytes(b"mine")
     assert studio(private).post("/gradio_api/call/score", json={"data": [{"path": str(file)}]}).status_code == 400
     assert studio(private).get(f"/gradio_api/file={file}").status_code == 404
@@ -352,7 +353,7 @@ def test_uploads_stay_in_their_folder_and_come_back_as_media_or_attachments(priv
 
 
 def test_links_in_the_studio_s_folder_are_not_followed(private):
-    file = private.upload("a.mp4")
+    file = private.upload("a.mp4", "10.0.0.1")
     file.symlink_to("/etc/passwd")
     assert studio(private).get(f"/gradio_api/file=/files/{file.parent.name}/a.mp4").status_code == 404
 

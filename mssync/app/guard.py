@@ -13,28 +13,26 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import logging
 import mimetypes
 import re
-import shutil
 from collections.abc import Awaitable, Callable
 from http.cookies import SimpleCookie
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders, UploadFile
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 
-from mssync.app.limits import MAX_UPLOAD, check_upload
 from mssync.app.place import ALIAS, Place
-from mssync.app.work import nameless
-from mssync.errors import InputError
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from mssync.app.jobs import Jobs
+
+log = logging.getLogger(__name__)
 
 LOCAL = ("localhost", "127.0.0.1", "[::1]")  # names of this machine that nobody else can point elsewhere
 COOKIE = "mssync_token"
@@ -51,6 +49,19 @@ POLICY = (  # Gradio's page has inline scripts and styles; nothing comes from el
     "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
 )
 SHOWN = re.compile(r"image/(png|jpeg|webp|gif|bmp|tiff)|audio/[\w.+-]+|video/[\w.+-]+")  # the rest are attachments
+
+
+def in_a_line(error: Exception) -> str:
+    """What an exception of Gradio's says about what it was given: its first sentence."""
+    told: Any = getattr(error, "errors", None)
+    if callable(told):  # pydantic's: a place and a message for each
+        first = told()[0]
+        words = " ".join([*map(str, first["loc"]), first["msg"]])
+    elif isinstance(error, KeyError):
+        words = f"there is no {error.args[0]}"
+    else:
+        words = str(error)
+    return re.split(r"\.\s|\n", words.strip())[0][:200]
 
 
 def given_token(connection: HTTPConnection) -> str:
@@ -88,7 +99,16 @@ class Guard:
         headers = MutableHeaders(scope=scope)
         if not scope["path"].startswith(("/assets/", "/static/")):
             del headers["accept-encoding"]  # what is compressed cannot be looked through
-        await self.app(scope, receive, self._translated(send))
+        answer = _Answer(send)
+        try:
+            await self.app(scope, receive, self._translated(answer.send))
+        except Exception as error:
+            if answer.begun:
+                raise
+            line = in_a_line(error)
+            log.warning("%s was asked wrongly: %s", scope["path"], line)
+            wrong = JSONResponse({"error": f"wrong request: {line}; /gradio_api/info tells what is right"}, 400)
+            await wrong(scope, receive, send)
 
     def _refused(self, request: Request) -> Response | None:
         headers, path = request.headers, request.url.path
@@ -191,49 +211,21 @@ class Guard:
         return translated
 
 
+class _Answer:
+    """Sends an answer on, but for the bare 500 with which Starlette answers before it raises what was wrong."""
+
+    def __init__(self, send: Send) -> None:
+        self._send, self.begun, self._bare = send, False, False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._bare = message["status"] == 500
+        if not self._bare:
+            self.begun = True
+            await self._send(message)
+
+
 # Routes in the place of Gradio's
-
-
-def upload(place: Place) -> Callable[[Request], Awaitable[Response]]:
-    """Takes files, MAX_UPLOAD bytes together and none that is too long; answers with their aliases."""
-
-    async def endpoint(request: Request) -> Response:
-        megabytes = f"{MAX_UPLOAD // 1_000_000} MB"
-        received = 0
-
-        async def limited() -> Message:
-            nonlocal received
-            message = await request.receive()
-            received += len(message.get("body", b""))
-            if received > MAX_UPLOAD:
-                raise InputError(f"this file is too large; at most {megabytes} are taken")
-            return message
-
-        try:
-            if int(request.headers.get("content-length", 0)) > MAX_UPLOAD:
-                raise InputError(f"this file is too large; at most {megabytes} are taken")
-            stored = []
-            async with Request(request.scope, limited).form(max_files=4, max_fields=4) as form:
-                for _, file in form.multi_items():
-                    if isinstance(file, UploadFile):
-                        path = place.upload(file.filename or "file")
-                        try:
-                            await asyncio.to_thread(_store, file, path)
-                        except InputError as error:
-                            place.remove(path.parent)
-                            raise InputError(nameless(str(error), str(path))) from None
-                        stored.append(f"{ALIAS}/{path.parent.name}/{path.name}")
-            return JSONResponse(stored)
-        except InputError as error:
-            return PlainTextResponse(str(error), 413)
-
-    return endpoint
-
-
-def _store(file: UploadFile, path: Path) -> None:
-    with path.open("xb") as target:
-        shutil.copyfileobj(file.file, target)
-    check_upload(path)  # a page would try to draw three hours of sound, or a huge picture
 
 
 def download(place: Place) -> Callable[[Request], Awaitable[Response]]:

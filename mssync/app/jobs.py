@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from mssync.app.limits import seconds_told
+from mssync.app.limits import in_words, seconds_told
 from mssync.app.place import Place
 from mssync.app.visitors import Visitor
 from mssync.app.work import serve
@@ -263,9 +263,3 @@ def _in_turn(line: Iterable[Ticket], running: Iterable[Ticket]) -> list[Ticket]:
         for place, (_, ticket) in enumerate(sorted(mine, key=lambda one: (one[0], one[1].arrived)))
     ]
     return [ticket for *_, ticket in sorted(ranked, key=lambda one: one[:2])]
-
-
-def in_words(seconds: float) -> str:
-    """ "8 seconds", "3 minutes": as exact as such a guess is."""
-    count, unit = (max(1, round(seconds)), "second") if seconds < 90 else (round(seconds / 60), "minute")
-    return f"{count} {unit}{'s' * (count > 1)}"

@@ -125,3 +125,9 @@ def _bytes(source: Path | BinaryIO) -> int:
     size = source.seek(0, 2)
     source.seek(here)
     return size
+
+
+def in_words(seconds: float) -> str:
+    """ "8 seconds", "3 minutes": as exact as such a guess is."""
+    count, unit = (max(1, round(seconds)), "second") if seconds < 90 else (round(seconds / 60), "minute")
+    return f"{count} {unit}{'s' * (count > 1)}"

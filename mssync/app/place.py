@@ -26,6 +26,11 @@ ALIAS = "/files"  # what visitors see in the place of the folder's path
 KEEP = 900.0  # seconds that files stay after their last use
 MAX_NAME = 80  # characters of an upload's name that are kept
 MAX_BYTES = 4_000_000_000  # of all files together
+OF_ADDRESS = MAX_BYTES // 2  # of the uploads from one address
+
+
+class NoRoom(InputError):
+    """A visitor's file is good, but there is no room for it."""
 
 
 class Place:
@@ -37,6 +42,7 @@ class Place:
         self._lock = _locked(self.root / LOCK)
         self._owned: dict[str, set[Path]] = {}  # folders, by session
         self._busy: dict[Path, int] = {}  # jobs that use a folder
+        self._sent: dict[Path, str] = {}  # addresses that uploads came from, by folder
 
     def close(self) -> None:
         shutil.rmtree(self.root, ignore_errors=True)
@@ -51,11 +57,15 @@ class Place:
             self._owned.setdefault(session, set()).add(folder)
         return folder
 
-    def upload(self, name: str) -> Path:
-        """Where an upload of that name is to be written. Raises InputError when the folder is full."""
-        if self.size() > MAX_BYTES:
-            raise InputError("this server's folder is full; try again in some minutes")
-        return self.new() / safe_name(name)
+    def upload(self, name: str, address: str) -> Path:
+        """Where an upload of that name is to be written. Raises NoRoom: for anybody, or for more from this address."""
+        if self.size(self._folders()) > MAX_BYTES:
+            raise NoRoom("this server's folder is full; try again in some minutes")
+        if self.size(folder for folder, sender in self._sent.items() if sender == address) > OF_ADDRESS:
+            raise NoRoom("the files from your address take all the room that it has here; try again in some minutes")
+        folder = self.new()
+        self._sent[folder] = address
+        return folder / safe_name(name)
 
     def given(self, path: Any, session: str) -> Path:
         """A file that a visitor names, now owned by the session. Raises InputError when it is not (any more) here."""
@@ -98,6 +108,7 @@ class Place:
     def remove(self, folder: Path) -> None:
         if folder not in self._busy:
             shutil.rmtree(folder, ignore_errors=True)
+            self._sent.pop(folder, None)
 
     def sweep(self) -> None:
         """Remove what nobody used for KEEP seconds."""
@@ -110,13 +121,12 @@ class Place:
             if not folders:
                 del self._owned[session]
 
-    def size(self) -> int:
-        """Bytes of all files."""
+    def size(self, folders: Iterable[Path]) -> int:
+        """Bytes of all files in some folders."""
         total = 0
-        for folder in self._folders():
-            for file in folder.iterdir():
-                with suppress(OSError):
-                    total += file.stat().st_size
+        for folder in folders:
+            with suppress(OSError):
+                total += sum(file.stat().st_size for file in folder.iterdir())
         return total
 
     def _folders(self) -> list[Path]:

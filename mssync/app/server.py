@@ -23,7 +23,7 @@ import ipaddress
 import json
 import struct
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -39,11 +39,13 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from mssync.app.engine import Engine, Speaker
+from mssync.app.engine import Engine, Speaker, jpeg
 from mssync.app.guard import LOCAL, allowed
-from mssync.app.limits import MAX_PICTURE_BYTES, with_picture
+from mssync.app.limits import MAX_PICTURE_BYTES, in_words, with_picture
+from mssync.app.visitors import address as address_of
 from mssync.audio import SAMPLE_RATE
 from mssync.errors import InputError, PathLike
+from mssync.faces import crop
 from mssync.reenact import SIZE
 from mssync.stream import StreamingAnimator
 from mssync.video import FPS
@@ -56,6 +58,7 @@ SESSIONS = 4  # at once: what two cores can draw at a rate that still looks like
 MAX_TEXT = 1000  # characters of a text message
 MAX_SOUND_BYTES = 2 * SAMPLE_RATE  # of a message: a second
 AHEAD = 2.0  # seconds that sound may be ahead of the clock; then it is not read for a while
+LASTING = 300.0  # seconds that a session may last while others find no place
 IDLE = 30.0  # seconds without a message after which a session is closed
 FAREWELL = 5.0  # seconds that a client has to answer the last frames
 WINDOW = 10  # frames that are sent and not yet seen
@@ -97,6 +100,7 @@ def create_app(
         Route("/", _file("index.html")),
         *(Route(f"/{name}", _file(name)) for name in ("style.css", "live.js", "capture.js")),
         Route("/status", live.status),
+        Route("/portrait.jpg", live.own_portrait),
         WebSocketRoute("/ws", live.session),
     ]
     # Pages of other sites must not reach a server on this machine under a name of theirs.
@@ -112,17 +116,44 @@ def _file(name: str) -> Any:
     return endpoint
 
 
+class _Guest:
+    """A session that has a place, in the hands of a visitor."""
+
+    def __init__(self, where: str) -> None:
+        self.address, self.begun = where, time.monotonic()
+        self.serving: asyncio.Task[None] | None = None
+        self.asked_to_go = ""  # why, once it was
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.begun
+
+
 class _Live:
-    """The sessions of one application."""
+    """The sessions of one application.
+
+    Where all places are taken, a newcomer gets one of a visitor who has more of them than the newcomer will have, else
+    that of the session that has lasted longest, if it has for LASTING.
+    """
 
     def __init__(self, pipeline: Pipeline, portrait: Portrait | None, token: str | None, limit: int) -> None:
         self.pipeline, self.portrait, self.token, self.limit = pipeline, portrait, token, limit
-        self.engine, self.count = Engine(pipeline.cores), 0
+        self.engine = Engine(pipeline.cores)
+        self.guests: list[_Guest] = []  # by their arrival
 
     async def status(self, request: Request) -> Response:
         if not allowed(request, self.token):
             return JSONResponse({"error": "wrong token"}, 403)
-        return JSONResponse({"sessions": self.count, "limit": self.limit, "portrait": self.portrait is not None})
+        return JSONResponse({"sessions": len(self.guests), "limit": self.limit, "portrait": self.portrait is not None})
+
+    async def own_portrait(self, request: Request) -> Response:
+        """The server's own portrait, as it looks before it speaks."""
+        if not allowed(request, self.token):
+            return JSONResponse({"error": "wrong token"}, 403)
+        if self.portrait is None:
+            return JSONResponse({"error": "this server has no portrait of its own"}, 404)
+        shown = crop(self.portrait.picture, self.portrait.box, SIZE)
+        return Response(jpeg(shown), media_type="image/jpeg", headers={"Cache-Control": "no-store"})
 
     async def session(self, socket: WebSocket) -> None:
         await socket.accept()
@@ -131,20 +162,48 @@ class _Live:
             return await _refuse(socket, "wrong token: open the address that `mssync serve` printed", REFUSED)
         if origin is not None and urlsplit(origin).netloc != host:
             return await _refuse(socket, "pages of other sites may not connect", REFUSED)
-        if self.count >= self.limit:
-            return await _refuse(socket, f"all {self.limit} sessions are taken; try again later", BUSY)
-        self.count += 1
+        guest = _Guest(address_of(socket.client.host if socket.client else None))
+        if len(self.guests) >= self.limit and not self._make_room(guest):
+            left = in_words(LASTING - max(other.seconds for other in self.guests))
+            return await _refuse(
+                socket, f"all {self.limit} sessions are taken; try again in {left} at the latest", BUSY
+            )
+        self.guests.append(guest)
         self.engine.start()
+        guest.serving = asyncio.create_task(self._serve(socket))
         try:
-            await self._serve(socket)
+            await guest.serving
         except InputError as error:
             await _refuse(socket, str(error), REFUSED)
         except asyncio.TimeoutError:
             await _refuse(socket, f"nothing came for {IDLE:.0f} s", REFUSED)
         except WebSocketDisconnect:
             pass
+        except asyncio.CancelledError:
+            if not guest.asked_to_go:
+                guest.serving.cancel()
+                raise
+            await _refuse(socket, guest.asked_to_go, BUSY)
         finally:
-            self.count -= 1
+            if guest in self.guests:
+                self.guests.remove(guest)
+
+    def _make_room(self, newcomer: _Guest) -> bool:
+        """End a session for a newcomer, where that is fair."""
+        held = Counter(guest.address for guest in self.guests)
+        most = max(held.values())
+        if most > held[newcomer.address] + 1:
+            leaving = next(guest for guest in self.guests if held[guest.address] == most)
+            leaving.asked_to_go = "another visitor came, and you had more than one session; this was the oldest"
+        else:
+            leaving = self.guests[0]
+            if leaving.seconds < LASTING:
+                return False
+            leaving.asked_to_go = f"somebody else waited, and this session had lasted {in_words(leaving.seconds)}"
+        self.guests.remove(leaving)
+        if leaving.serving is not None:
+            leaving.serving.cancel()
+        return True
 
     async def _serve(self, socket: WebSocket) -> None:
         animator = await self._animator(socket)

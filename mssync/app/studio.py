@@ -7,6 +7,7 @@ Its functions are the API: /animate, /reenact, /score and /mend, for `gradio_cli
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
 import time
@@ -22,11 +23,13 @@ from starlette.middleware import Middleware
 from starlette.routing import Mount, Route
 
 from mssync import __version__
-from mssync.app.guard import Guard, Heartbeat, download, upload
-from mssync.app.jobs import AT_ONCE, LIMIT, WAITING, Jobs, in_words
-from mssync.app.limits import MAX_SECONDS, with_picture
+from mssync.animate import check_options
+from mssync.app.guard import Guard, Heartbeat, download, in_a_line
+from mssync.app.jobs import AT_ONCE, LIMIT, WAITING, Jobs
+from mssync.app.limits import MAX_SECONDS, in_words, with_picture
 from mssync.app.place import KEEP, Place
 from mssync.app.server import create_app
+from mssync.app.uploads import Uploads, cannot_store
 from mssync.app.visitors import Visitor, address
 from mssync.app.work import DEMO_PORTRAIT, DEMO_SPEECH
 from mssync.errors import InputError, PathLike
@@ -42,6 +45,8 @@ from fastapi import FastAPI
 
 if TYPE_CHECKING:
     from mssync.animate import Pipeline
+
+log = logging.getLogger(__name__)
 
 THREADS = 8 + WAITING + AT_ONCE  # what Gradio lets happen at once: waiting is done in our own queue
 CURVES = 1000  # ms to both sides that the curves are drawn for
@@ -79,6 +84,7 @@ def create_studio(
     """
     live = create_app(pipeline, portrait, token=token, sessions=sessions)
     place = Place()
+    uploads = Uploads(place)
     queue = Jobs(place, model, device, pipeline.reenactor.precision, jobs)
     try:
         page = _mounted(_page(queue, _Previewer(pipeline)))
@@ -101,7 +107,8 @@ def create_studio(
 
     routes = [
         Mount("/live", live),
-        Route("/gradio_api/upload", upload(place), methods=["POST"]),
+        Route("/gradio_api/upload", uploads.take, methods=["POST"]),
+        Route("/gradio_api/upload_progress", uploads.progress),
         Route("/gradio_api/file={alias:path}", download(place)),
         Route("/gradio_api/heartbeat/{session}", Heartbeat(queue)),
         Mount("/", page),
@@ -146,12 +153,41 @@ class _Previewer:
         return await with_picture(path, path.name, partial(preview, self.talker))
 
 
+class _Answering(gr.Blocks):
+    """A page of which every call is answered with a line that says what is wrong: none with null, none with a path."""
+
+    async def preprocess_data(self, block_fn: Any, *arguments: Any, **options: Any) -> Any:
+        try:
+            return await super().preprocess_data(block_fn, *arguments, **options)
+        except gr.Error:
+            raise
+        except Exception as error:
+            line = f"wrong arguments for /{block_fn.api_name}: {in_a_line(error)}"
+            log.warning("%s", line)
+            raise gr.Error(line, title="This cannot be done", print_exception=False) from None
+
+    async def process_api(self, *arguments: Any, **options: Any) -> Any:
+        try:
+            return await super().process_api(*arguments, **options)
+        except gr.Error as error:
+            error.print_exception = False
+            raise
+        except InputError as error:
+            raise gr.Error(str(error), title="This cannot be done", print_exception=False) from None
+        except OSError as error:
+            log.error("a call cannot be done: %s", error.strerror or error)
+            raise gr.Error(cannot_store(error), title="This cannot be done", print_exception=False) from None
+        except Exception:
+            log.exception("a call broke")
+            raise gr.Error("this broke; the server's messages tell why", print_exception=False) from None
+
+
 def _page(queue: Jobs, previewer: _Previewer) -> gr.Blocks:
     """The page and its functions."""
     os.environ["GRADIO_TEMP_DIR"] = str(queue.place.root)  # Gradio asks for it whenever it handles a file
     # For an editor, which is closed here, it makes a folder as soon as there is a page.
     gr.routes.DEFAULT_TEMP_DIR = str(queue.place.root)
-    with gr.Blocks(title="MS-Sync", analytics_enabled=False) as blocks:
+    with _Answering(title="MS-Sync", analytics_enabled=False) as blocks:
         gr.Markdown(INTRODUCTION)
         with gr.Tab("Animate"):
             _animate_tab(queue, previewer)
@@ -185,7 +221,10 @@ def _animate_tab(queue: Jobs, previewer: _Previewer) -> None:
                 expression = gr.Slider(0, 2, 1, step=0.05, label="Expression", info="0: none, 1: as generated")
                 smooth = gr.Slider(0, 25, 0, step=0.5, label="Smoothing", info="in frames; 0: off")
                 paste_back, badge, motion = _options()
+                for slider in (head_motion, expression, smooth):
+                    _as_given(slider)
                 seed = gr.Number(0, label="Seed", info="Another one: the head turns elsewhere.", precision=0, minimum=0)
+                _as_given(seed)
         video, says, make, cancel = _outputs("Make the video", "animate")
 
     async def animate(
@@ -203,8 +242,10 @@ def _animate_tab(queue: Jobs, previewer: _Previewer) -> None:
     ) -> tuple[str, str]:
         """Make a portrait speak: a picture and a recording in, a talking video and what was done out."""
         files = _needed(picture=(picture, "a portrait"), speech=(speech, "some speech"))
-        options = {"head_motion": head_motion, "expression": expression, "smooth": smooth, "seed": int(seed)}
-        options |= {"paste_back": paste_back, "badge": badge, "motion": motion}
+        options = _numbers(head_motion=head_motion, expression=expression, smooth=smooth)
+        options |= _numbers(whole=True, seed=seed)
+        check_options(**options)  # before it waits
+        options |= _switches(paste_back=paste_back, badge=badge, motion=motion)
         return _video_answer(await _run(queue, "animate", request, progress, files, **options))
 
     async def use_example(request: gr.Request) -> tuple[str, str]:
@@ -240,8 +281,8 @@ def _reenact_tab(queue: Jobs, previewer: _Previewer) -> None:
     ) -> tuple[str, str]:
         """Move a portrait like the face in a video: a picture and a video in, a video and what was done out."""
         files = _needed(picture=(picture, "a portrait"), video=(video, "a driving video"))
-        options = {"absolute": absolute, "best_frame": best_frame}
-        options |= {"paste_back": paste_back, "badge": badge, "motion": motion}
+        options = _switches(absolute=absolute, best_frame=best_frame)
+        options |= _switches(paste_back=paste_back, badge=badge, motion=motion)
         return _video_answer(await _run(queue, "reenact", request, progress, files, **options))
 
     async def use_example(request: gr.Request, progress: Any = gr.Progress()) -> tuple[str, str]:  # noqa: B008
@@ -417,6 +458,25 @@ def _needed(**given: tuple[str | None, str]) -> dict[str, str]:
         if not path:
             raise gr.Error(f"Give {what} first.", title="Something is missing", print_exception=False)
     return {name: str(path) for name, (path, _) in given.items()}
+
+
+def _as_given(component: Any) -> None:
+    """Let a function have what was sent: it says what is wrong with it, and of which argument."""
+    component.preprocess = lambda payload: payload
+
+
+def _numbers(whole: bool = False, **given: Any) -> dict[str, Any]:
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or (whole and value != int(value)):
+            raise InputError(f"{name} must be a {'whole ' * whole}number, not {value!r:.40}")
+    return {name: int(value) if whole else value for name, value in given.items()}
+
+
+def _switches(**given: Any) -> dict[str, Any]:
+    for name, value in given.items():
+        if not isinstance(value, bool):
+            raise InputError(f"{name} must be true or false, not {value!r:.40}")
+    return given
 
 
 async def _run(
