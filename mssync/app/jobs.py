@@ -64,7 +64,7 @@ class Ticket:
     visitor: Visitor
     length: float  # of what was given, in seconds
     begun: float = 0.0
-    ends: float = 0.0  # about when, as the job itself tells
+    done: float = 0.0  # share of it, as the job itself tells
     arrived: float = field(default_factory=time.monotonic)
 
 
@@ -174,11 +174,16 @@ class Jobs:
         """Seconds, about, that a job takes."""
         return START + ticket.length * (median(self.paces) if self.paces else PACE)
 
+    def _left(self, job: Ticket) -> float:
+        """Seconds, about, until a job that runs is done: what it usually takes, then more and more its own speed."""
+        usual, elapsed = self._takes(job), time.monotonic() - job.begun
+        if not job.done:
+            return max(0.0, usual - elapsed)
+        return (1 - job.done) * ((1 - job.done) * usual + job.done * (elapsed / job.done))
+
     def _wait(self, before: int, order: list[Ticket]) -> float:
         """Seconds, about, until one who has so many before them begins; a worker that is free takes the next job."""
-        now = time.monotonic()
-        free = [0.0] * max(len(self.idle), self.at_once - len(self.running))
-        free += [max(0.0, (job.ends or job.begun + self._takes(job)) - now) for job in self.running]
+        free = [0.0] * (self.at_once - len(self.running)) + [self._left(job) for job in self.running]
         for ticket in order[:before]:
             free.sort()
             free[0] += self._takes(ticket)
@@ -230,7 +235,6 @@ class Jobs:
         tell(None, "starting")
         threads = max(1, (os.cpu_count() or 1) // len(self.running))  # all cores for one who is alone
         worker.pipe.send((name, str(folder), arguments, threads))
-        begun: float | None = None
         while True:
             kind, *content = await asyncio.get_running_loop().run_in_executor(self._listeners, worker.pipe.recv)
             if kind != "told":
@@ -239,11 +243,8 @@ class Jobs:
             if not of:
                 tell(None, what)
                 continue
-            now = time.monotonic()
-            begun = begun or now
-            left = (now - begun) / done * (of - done) if done else 0.0
-            ticket.ends = now + left if done else 0.0
-            tell(done / of, f"{what}, about {in_words(left)} left" if done else what)
+            ticket.done = done / of
+            tell(done / of, f"{what}, about {in_words(self._left(ticket))} left" if done else what)
 
 
 def _in_turn(line: Iterable[Ticket], running: Iterable[Ticket]) -> list[Ticket]:
