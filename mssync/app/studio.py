@@ -60,7 +60,7 @@ LIVE = '<iframe class="live" src="live/" allow="microphone" title="Live: speak, 
 STYLE = """
 footer { display: none !important; }
 .gradio-container { max-width: 70rem !important; margin: 0 auto !important; }
-.live { width: 100%; height: 46rem; border: 0; }
+.live { display: block; width: 100%; height: 46rem; border: 0; }  /* its page sets another height */
 :focus-visible { outline: 3px solid var(--color-accent) !important; outline-offset: 1px; }
 @media (max-width: 600px) { .gradio-container { padding: 0.5rem !important; } }
 """
@@ -435,7 +435,11 @@ def _job(
 ) -> None:
     """Run a function by one button, end it by another one that is there meanwhile."""
     aside: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
-    button.click(lambda: (gr.update(interactive=False), gr.update(interactive=True)), None, [button, cancel], **aside)
+
+    def busy() -> tuple[Any, ...]:  # what was made before is not what is being made, even if this fails
+        return gr.update(interactive=False), gr.update(interactive=True), *(None for _ in outputs)
+
+    button.click(busy, None, [button, cancel, *outputs], **aside)
     running = button.click(
         function,
         inputs,

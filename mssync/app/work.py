@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from mssync.animate import Frames, Pipeline, Portrait
     from mssync.meter import SyncMeter
 
+MAX_STEM = 40  # characters of a source's name in that of a video made of it
+
 Tell = Callable[[int, int, str], None]  # done, of (0: unknown), what is being done
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -97,7 +99,7 @@ def animate(
         seed=seed,
         paste_back=paste_back,
     )
-    return _written(folder / "talking.mp4", frames, portrait, tell, paste_back, badge, motion)
+    return _written(folder / f"{named(picture, speech)}.mp4", frames, portrait, tell, paste_back, badge, motion)
 
 
 def reenact(
@@ -121,7 +123,7 @@ def reenact(
     frames = tools.talker.reenact(
         portrait, video, relative_motion=not absolute, best_frame=best_frame, paste_back=paste_back
     )
-    return _written(folder / "reenacted.mp4", frames, portrait, tell, paste_back, badge, motion)
+    return _written(folder / f"{named(picture, video)}.mp4", frames, portrait, tell, paste_back, badge, motion)
 
 
 def score(tools: Tools, folder: Path, tell: Tell, *, video: str) -> dict[str, Any]:
@@ -142,7 +144,7 @@ def mend(tools: Tools, folder: Path, tell: Tell, *, video: str) -> dict[str, Any
     check_length(video)
     tell(0, 0, "watching the video")
     suffix = Path(video).suffix.lower()
-    output = folder / f"mended{suffix if suffix in ('.mp4', '.mov', '.webm') else '.mkv'}"
+    output = folder / f"{named(video)}-mended{suffix if suffix in ('.mp4', '.mov', '.webm') else '.mkv'}"
     return {"video": str(output), "says": resync(video, output, tools.meter)}
 
 
@@ -165,6 +167,11 @@ def example(tools: Tools, folder: Path, tell: Tell, *, late: bool) -> dict[str, 
 JOBS: dict[str, Callable[..., dict[str, Any]]] = {
     "animate": animate, "reenact": reenact, "score": score, "mend": mend, "example": example,
 }  # fmt: skip
+
+
+def named(*sources: str) -> str:
+    """What a video is called that is made of some files, without a suffix: "me-my_speech"."""
+    return "-".join(Path(source).stem[:MAX_STEM] for source in sources)
 
 
 def _written(

@@ -15,8 +15,8 @@ class Capture extends AudioWorkletProcessor {
   }
 
   process([input]) {
-    const samples = input[0];
-    if (!samples) return true;
+    if (!input[0] && !this.begun) return true;
+    const samples = input[0] ?? new Float32Array(128); // a silent source must not stop the clock
     if (!this.begun) {
       this.begun = true;
       this.port.postMessage({ begun: currentTime });

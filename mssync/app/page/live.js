@@ -6,6 +6,9 @@ const BLOCK = 640; // samples sent at a time from a recording: one video frame
 const AHEAD = 0.6; // seconds of a recording that are sent before they are heard
 const MARGIN = 0.08; // seconds between a frame's usual arrival and its showing, for uneven networks
 const MOST = 1.5; // seconds by which a microphone's picture may be late
+const REMEMBERED = 5; // seconds: how late the picture has to be is what the latest frame of these needed
+const CATCH_UP = 0.1; // how much faster picture and sound play until they are no later than that
+const WAITING = 75; // frames that wait to be shown; a page that is not looked at shows none
 
 const at = (id) => document.getElementById(id);
 const screen = at("screen").getContext("2d");
@@ -27,6 +30,7 @@ class Session {
   constructor() {
     this.frames = []; // {index, time, picture} that wait to be shown
     this.delay = 0; // seconds from a sound to its picture
+    this.arrivals = []; // {at, late}: what delay frames needed, of those that no later one exceeded
     this.origin = null; // the context's time of the first sample
     this.shown = [];
     this.last = -1;
@@ -46,7 +50,11 @@ class Session {
       this.socket.onerror = () => reject(new Error("the server does not answer"));
     });
     this.socket.onerror = null;
-    this.socket.onclose = () => this.stop(this.over ? "Finished." : "The server closed the connection.", !this.over);
+    this.socket.onclose = ({ code }) => {
+      if (this.over) this.stop("Finished.");
+      else if (code === 1009) this.stop("The picture’s file is too large for the server; scale it down, or save it as jpg.", true);
+      else this.stop("The server closed the connection.", true);
+    };
     const ready = new Promise((resolve, reject) => {
       this.socket.onmessage = ({ data }) => {
         if (typeof data !== "string") return this.receive(data);
@@ -125,22 +133,42 @@ class Session {
     const index = header.getUint32(0, true);
     const time = header.getFloat64(4, true);
     this.tell({ type: "seen", index });
-    if (this.adapts && this.origin !== null) {
-      const late = this.context.currentTime - this.origin - time + MARGIN;
-      if (late > this.delay && late < MOST) {
-        this.delay = late;
-        if (this.late) this.late.delayTime.value = late;
-      }
-    }
+    if (this.adapts && this.origin !== null) this.arrived(time);
     const picture = await createImageBitmap(new Blob([new Uint8Array(message, 12)], { type: "image/jpeg" }));
     this.frames.push({ index, time, picture });
     this.frames.sort((a, b) => a.index - b.index);
+    while (this.frames.length > WAITING) this.frames.shift().picture.close();
+  }
+
+  arrived(time) {
+    const at = this.context.currentTime;
+    const late = at - this.origin - time + MARGIN;
+    while (this.arrivals.length && this.arrivals.at(-1).late <= late) this.arrivals.pop();
+    this.arrivals.push({ at, late });
+    if (late > this.delay) this.belate(Math.min(late, MOST));
+  }
+
+  // After a hiccup of the network frames come in time again: play a little faster until they are shown in time, too.
+  catchUp() {
+    const now = this.context.currentTime;
+    const passed = now - (this.before ?? now);
+    this.before = now;
+    while (this.arrivals.length > 1 && this.arrivals[0].at < now - REMEMBERED) this.arrivals.shift();
+    if (!this.arrivals.length || this.arrivals[0].late >= this.delay) return;
+    this.belate(Math.max(this.arrivals[0].late, this.delay - CATCH_UP * passed));
+  }
+
+  // The one delay of picture and sound.
+  belate(seconds) {
+    this.delay = seconds;
+    this.late?.delayTime.setTargetAtTime(seconds, this.context.currentTime, 0.02);
   }
 
   show() {
     if (this.ended) return;
     requestAnimationFrame(() => this.show());
     if (this.origin === null) return;
+    if (this.adapts) this.catchUp();
     const heard = this.context.currentTime - (this.context.outputLatency || 0) - this.origin - this.delay;
     let due = null;
     while (this.frames.length && this.frames[0].time <= heard) {
@@ -184,6 +212,33 @@ at("form").addEventListener("change", () => {
   at("hear").hidden = source() === "file";
 });
 
+// The portrait as it is, before it speaks.
+async function showPortrait(file) {
+  try {
+    const picture = await createImageBitmap(file);
+    const side = Math.min(picture.width, picture.height);
+    const size = screen.canvas.width;
+    if (at("start").disabled) return; // it speaks already
+    screen.drawImage(picture, (picture.width - side) / 2, (picture.height - side) / 2, side, side, 0, 0, size, size);
+    picture.close();
+  } catch {
+    say("This browser cannot show this picture; the server may know it all the same.");
+  }
+}
+
+at("portrait").addEventListener("change", () => {
+  const chosen = at("portrait").files[0];
+  if (chosen) showPortrait(chosen);
+});
+
+// In the studio this page is as high as what it shows.
+if (window.frameElement) {
+  document.documentElement.classList.add("embedded");
+  new ResizeObserver(() => {
+    window.frameElement.style.height = `${Math.ceil(document.body.getBoundingClientRect().height)}px`;
+  }).observe(document.body);
+}
+
 at("form").addEventListener("submit", async (event) => {
   event.preventDefault();
   const portrait = at("portrait").files[0];
@@ -212,5 +267,7 @@ fetch(address("status"))
   .then((status) => {
     if (status.error) say("Wrong token: open the address that mssync serve printed.", true);
     at("optional").hidden = !status.portrait;
+    if (!status.portrait || at("portrait").files.length) return null;
+    return fetch(address("portrait.jpg")).then((answer) => answer.blob()).then(showPortrait);
   })
   .catch(() => say("The server does not answer.", true));
