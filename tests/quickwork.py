@@ -14,11 +14,12 @@ class Threads:
     """What the queue says of them, for all to see."""
 
     def compute_with(self, threads: int) -> None:
-        self.told = threads
+        self.number = threads
 
 
 def serve(pipe, model, device, precision) -> None:
     work.JOBS.update(copy=copy, wait=wait, die=die, refuse=refuse, fail=fail, animate=copy_picture)
+    work.JOBS.update(threads=threads, dawdle=dawdle)
     work.listen(pipe, Threads())
 
 
@@ -52,3 +53,11 @@ def refuse(tools, folder: Path, tell, *, file: str) -> dict:
 
 def fail(tools, folder: Path, tell) -> dict:
     raise RuntimeError("a secret of the server")
+
+
+def threads(tools, folder: Path, tell) -> dict:
+    return {"threads": tools.number}
+
+
+def dawdle(tools, folder: Path, tell, *, file: str) -> dict:
+    return wait(tools, folder, tell, seconds=60)

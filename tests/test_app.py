@@ -6,6 +6,7 @@ import io
 import json
 import threading
 import time
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -14,11 +15,14 @@ from fakes import FakeGenerator, FakeMesh, FakeReenactor, speech
 from PIL import Image
 
 pytest.importorskip("starlette")
+pytest.importorskip("uvicorn")
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+from mssync import video
 from mssync.animate import Pipeline
-from mssync.app import server
+from mssync.app import limits, server
 from mssync.app.engine import TURN_FRAMES, Engine, Speaker, drawn
 from mssync.app.server import HEADER, create_app
 from mssync.config import GeneratorConfig
@@ -133,10 +137,116 @@ def test_more_sessions_than_allowed(talker, picture) -> None:
             first.send_text(START)
             assert first.receive_json()["type"] == "ready"
             with here.websocket_connect("ws://localhost/ws") as second:
-                assert "all 1 sessions are taken" in second.receive_json()["message"]
+                assert "all 1 sessions are taken; try again in" in second.receive_json()["message"]
             assert here.get("/status").json() == {"sessions": 1, "limit": 1, "portrait": True}
         with here.websocket_connect("ws://localhost/ws") as third:  # the place is free again
             assert play(third, 0.4)[1]["frames"] == 10
+
+
+def huge(side: int = 13000) -> bytes:
+    """A small file that claims many pixels: one bit each, all black."""
+    file = io.BytesIO()
+    Image.new("1", (side, side)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_a_picture_that_is_too_large_is_refused_by_its_header(talker, monkeypatch) -> None:
+    bomb, small = huge(), huge(64)
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it is decoded"))
+    said = refusal(create_app(talker), '{"type": "start", "portrait": true}', bomb)
+    assert said == "the picture has 13000x13000 pixels; scale it to 50,000,000 in all or less"
+    monkeypatch.setattr(limits, "MAX_PICTURE_BYTES", 100)
+    assert "0 MB; a picture may have" in refusal(create_app(talker), '{"type": "start", "portrait": true}', small)
+
+
+def test_who_speaks_does_not_wait_for_pictures_of_others(talker, picture, monkeypatch) -> None:
+    """While a picture is decoded, another session says all that it has to say."""
+    decoded, begun = threading.Event(), threading.Event()
+
+    def slowly(*arguments):
+        begun.set()
+        assert decoded.wait(30)
+        return picture
+
+    monkeypatch.setattr(video, "decode_image", slowly)
+    with client(create_app(talker, picture)) as here, here.websocket_connect("ws://localhost/ws") as other:
+        other.send_json({"type": "start", "portrait": True})
+        other.send_bytes(huge(64))
+        assert begun.wait(30)
+        with here.websocket_connect("ws://localhost/ws") as socket:
+            assert play(socket)[1] == {"type": "end", "frames": 25}
+        decoded.set()
+        assert other.receive_json()["type"] == "ready"
+
+
+def test_the_portrait_is_there_before_it_speaks(talker, picture) -> None:
+    with client(create_app(talker, picture)) as here:
+        assert Image.open(io.BytesIO(here.get("/portrait.jpg").content)).size == (256, 256)
+    with client(create_app(talker)) as here:
+        assert here.get("/portrait.jpg").status_code == 404
+    with client(create_app(talker, picture, token="secret")) as here:
+        assert here.get("/portrait.jpg").status_code == 403
+
+
+# ---- whose place it is
+
+
+class Visits:
+    """Sessions of visitors with addresses, as behind a proxy."""
+
+    def __init__(self, app) -> None:
+        self.client = client(ProxyHeadersMiddleware(app, trusted_hosts="*"))
+
+    def open(self, address: str):
+        return self.client.websocket_connect("ws://localhost/ws", headers={"x-forwarded-for": address})
+
+
+def begin(socket) -> str:
+    socket.send_text(START)
+    said = socket.receive_json()
+    return said.get("message", said["type"])
+
+
+def test_who_holds_all_live_places_gives_one_to_a_newcomer(talker, picture) -> None:
+    visits = Visits(create_app(talker, picture, sessions=3))
+    with visits.client, ExitStack() as all_of_them:
+        held = [all_of_them.enter_context(visits.open("10.0.0.1")) for _ in range(3)]
+        assert [begin(socket) for socket in held] == ["ready"] * 3
+        with visits.open("10.0.0.1") as more:
+            assert begin(more).startswith("all 3 sessions are taken; try again in 5 minutes")
+        newcomer = all_of_them.enter_context(visits.open("10.0.0.2"))
+        assert begin(newcomer) == "ready"
+        assert "you had more than one session" in held[0].receive_json()["message"]
+        with pytest.raises(WebSocketDisconnect):
+            held[0].receive_json()
+        assert visits.client.get("/status").json()["sessions"] == 3
+        third = all_of_them.enter_context(visits.open("10.0.0.3"))
+        assert begin(third) == "ready"
+        with visits.open("10.0.0.4") as fourth:  # everybody has one
+            assert "are taken" in begin(fourth)
+        assert play_on(newcomer) == 10  # who stays is not disturbed
+
+
+def play_on(socket) -> int:
+    """Speak in a session that is ready; returns the number of frames that it had."""
+    socket.send_bytes(sound(0.4))
+    socket.send_json({"type": "end"})
+    while "bytes" in (message := socket.receive()) and message["bytes"]:
+        socket.send_json({"type": "seen"})
+    return json.loads(message["text"])["frames"]
+
+
+def test_a_session_that_has_lasted_gives_way_where_somebody_waits(talker, picture, monkeypatch) -> None:
+    visits = Visits(create_app(talker, picture, sessions=1))
+    with visits.client, visits.open("10.0.0.1") as old:
+        assert begin(old) == "ready"
+        with visits.open("10.0.0.2") as early:
+            assert "are taken" in begin(early)
+        monkeypatch.setattr(server, "LASTING", 0.0)
+        with visits.open("10.0.0.2") as new:
+            assert begin(new) == "ready"
+            assert old.receive_json()["message"].startswith("somebody else waited, and this session had lasted")
+            assert play_on(new) == 10
 
 
 def test_tokens_and_other_sites(talker, picture) -> None:

@@ -41,7 +41,7 @@ FLAGS = [
 ]
 pytestmark = pytest.mark.slow
 PATIENCE = 1000 * int(os.environ.get("MSSYNC_PATIENCE", "120"))  # ms for any one step: an idle machine needs 25 s
-WIDE = {"viewport": {"width": 1200, "height": 900}, "color_scheme": "light"}
+WIDE = {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"}
 PHONE = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark", "has_touch": True, "is_mobile": True}
 
 
@@ -81,12 +81,13 @@ def browser(playwright):
 
 @pytest.fixture(params=[WIDE, PHONE], ids=["wide and light", "phone and dark"])
 def page(request, browser, address):
-    """The page, loaded; at the end: nothing was asked of others, nothing is wider than the screen, no script failed."""
+    """The page, loaded; at the end: nothing was asked of others, nothing is wider than the screen, nothing failed."""
     context = browser.new_context(accept_downloads=True, **request.param)
     opened, asked, wrong = context.new_page(), [], []
     opened.set_default_timeout(PATIENCE)
     opened.on("request", lambda asking: asked.append(asking.url))
     opened.on("pageerror", lambda error: wrong.append(str(error)))
+    opened.on("response", lambda answer: answer.status in (404, 500) and wrong.append(f"{answer.status} {answer.url}"))
     opened.goto(address)
     opened.get_by_role("heading", name="MS-Sync").wait_for()
     yield opened
@@ -116,6 +117,7 @@ def test_an_example_becomes_a_video(page, tmp_path):
     assert video.evaluate(played) > 0
     with page.expect_download() as download:
         page.locator("#animate-result a[download], #animate-result [aria-label=Download]").first.click()
+    assert download.value.suggested_filename == f"{DEMO_PORTRAIT.stem}-{DEMO_SPEECH.stem}.mp4"
     download.value.save_as(tmp_path / "got.mp4")
     found = probe(tmp_path / "got.mp4")
     assert (found.frames, found.generated) == (335, True)
@@ -134,6 +136,24 @@ def test_a_job_is_cancelled_and_another_one_made(page):
     expect(make).to_be_enabled()
     expect(page.get_by_text("drawing")).to_have_count(0)
     assert page.locator("#animate-result video").count() == 0
+
+
+def test_after_a_job_that_fails_no_older_result_stands_there(page, tmp_path):
+    with wave.open(str(tmp_path / "word.wav"), "wb") as file:
+        file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
+        file.writeframes((load_audio(DEMO_SPEECH)[:SAMPLE_RATE] * 32767).astype("<i2").tobytes())
+    (tmp_path / "notes.wav").write_text("a text file under another name")
+    give(page, "animate-portrait", DEMO_PORTRAIT)
+    give(page, "speech", tmp_path / "word.wav")
+    page.locator("#animate-preview img").wait_for()
+    page.get_by_role("button", name="Make the video").click()
+    page.locator("#animate-result video").wait_for()
+    page.locator("#speech").get_by_role("button", name="Clear").click()
+    give(page, "speech", tmp_path / "notes.wav")
+    page.get_by_role("button", name="Make the video").click()
+    says(page, "is not a video or sound file")
+    assert page.locator("#animate-result video").count() == 0
+    expect(page.get_by_label("About it").first).to_have_value("")
 
 
 def test_what_cannot_be_used_is_told_helpfully(page, tmp_path):
@@ -174,7 +194,7 @@ def test_a_video_is_measured_and_mended(page, tmp_path):
     expect(verdict).to_have_value(re.compile("moved, picture and sound copied"), timeout=PATIENCE)
     with page.expect_download() as download:
         page.locator("#mended a[download], #mended [aria-label=Download]").first.click()
-    assert download.value.suggested_filename == "mended.mp4"
+    assert download.value.suggested_filename == "late-mended.mp4"
 
 
 def test_live_is_there(page):
@@ -183,6 +203,17 @@ def test_live_is_there(page):
     live.get_by_role("button", name="Start").wait_for()
     live.get_by_role("button", name="Start").click()
     live.get_by_text("Choose a portrait first.").wait_for()
+    live.get_by_label(re.compile("Portrait")).set_input_files(DEMO_PORTRAIT)
+    page.wait_for_timeout(1000)
+    assert live.locator("#screen").evaluate(DRAWN) > 50  # the portrait, before it speaks
+    for name in ("Start", "Stop"):
+        box = live.get_by_role("button", name=name).bounding_box()
+        assert box["y"] + box["height"] <= page.viewport_size["height"]
+    inside, outside = live.locator("body").bounding_box(), page.locator("iframe").bounding_box()
+    assert abs(inside["height"] - outside["height"]) < 2  # nothing of it is cut off, nothing empty is below it
+
+
+DRAWN = "c => new Set(c.getContext('2d').getImageData(0, 0, 256, 256).data).size"
 
 
 @pytest.fixture(scope="module")
@@ -245,10 +276,42 @@ def test_live_answers_a_microphone(equipped, tmp_path):
     equipped.wait_for_timeout(4000)
     assert float(live.locator("#rate").inner_text().split()[0]) > 1
     assert re.search(r"\d", live.locator("#delay").inner_text())
-    drawn = "c => new Set(c.getContext('2d').getImageData(0, 0, 256, 256).data).size"
-    assert live.locator("#screen").evaluate(drawn) > 50
+    assert live.locator("#screen").evaluate(DRAWN) > 50
     live.get_by_role("button", name="Stop").click()
     expect(live.get_by_role("button", name="Start")).to_be_enabled()
+
+
+def test_live_catches_up_after_a_hiccup_of_the_network(equipped):
+    """For half a second nothing comes through: the delay grows by it, and is what it was some seconds later."""
+    held: list = []
+
+    def between(socket) -> None:
+        server = socket.connect_to_server()
+        server.on_message(lambda message: held.append(message) if hiccup else socket.send(message))
+        sockets.append(socket)
+
+    sockets, hiccup = [], False
+    equipped.route_web_socket(re.compile("/live/ws"), between)
+    equipped.goto(f"{equipped.url}live/")
+    equipped.get_by_label(re.compile("Portrait")).set_input_files(DEMO_PORTRAIT)
+    equipped.get_by_role("button", name="Start").click()
+    expect(equipped.locator("#delay")).to_have_text(re.compile(r"\d+ ms"))
+
+    def delay() -> int:
+        return int(equipped.locator("#delay").inner_text().split()[0])
+
+    equipped.wait_for_timeout(7000)  # the first frames are slower than those that follow
+    before, hiccup = delay(), True
+    equipped.wait_for_timeout(600)
+    hiccup = False
+    for message in held:
+        sockets[0].send(message)
+    equipped.wait_for_timeout(300)
+    after = delay()
+    assert after > before + 250
+    equipped.wait_for_timeout(12000)
+    assert delay() < before + (after - before) / 2
+    equipped.get_by_role("button", name="Stop").click()
 
 
 def test_with_the_keyboard_alone(page):

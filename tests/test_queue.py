@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
+import json
 import os
+import random
 import time
 import wave
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("starlette")
 import quickwork
@@ -23,7 +29,7 @@ from mssync.app.jobs import Jobs
 from mssync.app.limits import in_words
 from mssync.app.place import Place, clear_abandoned, safe_name
 from mssync.app.uploads import Uploads
-from mssync.app.visitors import Visitor
+from mssync.app.visitors import Visitor, address
 from mssync.errors import InputError
 
 
@@ -226,6 +232,155 @@ def test_what_goes_wrong_is_said_and_the_next_job_runs(queue, here, monkeypatch,
     assert "a secret of the server" in caplog.text
 
 
+def test_a_visitor_s_many_jobs_do_not_keep_another_one_waiting(queue, here):
+    order: list[str] = []
+
+    async def one(session: str, address: str) -> None:
+        await queue.run("copy", me(session, address), {"file": stored(here)}, told([]))
+        order.append(address)
+
+    async def everyone() -> None:
+        queue.start()
+        many = [asyncio.create_task(one(f"s{k}", "10.0.0.1")) for k in range(12)]
+        while len(queue.line) < 10:
+            await asyncio.sleep(0.005)
+        await one("page", "10.0.0.2")
+        await asyncio.gather(*many)
+
+    asyncio.run(everyone())
+    assert order.index("10.0.0.2") <= 4  # the two that ran, and what ended in the same moment
+
+
+def test_nobody_has_all_places(queue, here):
+    words: list = []
+
+    async def main() -> None:
+        queue.start()
+        running = [
+            asyncio.create_task(queue.run("wait", me(f"r{k}", "10.0.0.9"), {}, told([]), seconds=60)) for k in (1, 2)
+        ]
+        while len(queue.running) < 2:
+            await asyncio.sleep(0.01)
+
+        def waiting(session: str, address: str) -> asyncio.Task:
+            return asyncio.create_task(queue.run("copy", me(session, address), {}, told(words)))
+
+        page = [waiting("page", "10.0.0.1") for _ in range(20)]
+        scripts = [waiting(f"s{k}", "10.0.0.1") for k in range(64)]
+        await asyncio.sleep(0.2)
+        assert len(queue.line) == jobs.OF_ADDRESS
+        assert sum(ticket.visitor.session == "page" for ticket in queue.line) == jobs.OF_SESSION
+        others = [waiting("s", f"10.0.0.{k}") for k in range(20, 90)]
+        await asyncio.sleep(0.2)
+        assert len(queue.line) == jobs.WAITING
+        assert [ticket.visitor.address for ticket in jobs._in_turn(queue.line, queue.running)[:3]] == [
+            "10.0.0.1", "10.0.0.20", "10.0.0.21",
+        ]  # fmt: skip
+        for task in (*running, *page, *scripts, *others):
+            task.cancel()
+        said = {str(e) for e in await asyncio.gather(*page, *scripts, *others, return_exceptions=True)}
+        assert "8 of your jobs are waiting already; give more when some are done" in said
+        assert "32 jobs from your address are waiting already; give more when some are done" in said
+        assert any(line.startswith("64 jobs are waiting already; try again in") for line in said)
+
+    asyncio.run(main())
+
+
+def test_turns_against_a_slow_rule(queue):
+    """Each turn goes to the address, and in it to the session, that had the fewest; then to the first to come."""
+    rng = random.Random(0)
+    for _ in range(200):
+        tickets = [
+            jobs.Ticket(me(rng.choice("ab"), rng.choice("xyz")), 1.0, arrived=float(k))
+            for k in range(rng.randint(1, 9))
+        ]
+        running, line = tickets[: rng.randint(0, 2)], tickets[2:]
+        had, expected = list(running), []
+        while left := [ticket for ticket in line if ticket not in expected]:
+
+            def turns(ticket: jobs.Ticket, had: list = had) -> tuple:
+                visitor = ticket.visitor
+                return (
+                    sum(one.visitor.address == visitor.address for one in had),
+                    sum(one.visitor == visitor for one in had),
+                )
+
+            fewest = min(turns(ticket)[0] for ticket in left)
+            firsts = {}
+            for ticket in left:  # of each address that may be next: whom it would send
+                if turns(ticket)[0] == fewest:
+                    best = firsts.get(ticket.visitor.address)
+                    if best is None or (turns(ticket)[1], ticket.arrived) < (turns(best)[1], best.arrived):
+                        firsts[ticket.visitor.address] = ticket
+            expected.append(min(firsts.values(), key=lambda ticket: ticket.arrived))
+            had.append(expected[-1])
+        assert jobs._in_turn(line, running) == expected
+
+
+def test_the_first_estimate_knows_how_long_the_speech_is(queue, here, make_sound):
+    """Nothing was measured yet: two who speak for 10 s run, one who speaks for 40 s and one of 10 s wait."""
+    words: list[list] = [[], []]
+
+    async def main() -> None:
+        queue.start()
+        sounds = {}
+        for seconds in (10, 40):
+            recording = make_sound(f"{seconds}.wav", np.zeros(seconds * 8000, np.float32), 8000)
+            sounds[seconds] = stored(here, "a.wav", recording.read_bytes())
+
+        def task(k: int, seconds: int, words: list) -> asyncio.Task:
+            return asyncio.create_task(queue.run("dawdle", me(f"s{k}"), {"file": sounds[seconds]}, told(words)))
+
+        running = [task(k, 10, []) for k in range(2)]
+        while len(queue.running) < 2:
+            await asyncio.sleep(0.01)
+        waiting = []
+        for k, seconds in enumerate((40, 10)):
+            waiting.append(task(2 + k, seconds, words[k]))
+            while not words[k]:
+                await asyncio.sleep(0.01)
+        for one in (*running, *waiting):
+            one.cancel()
+        await asyncio.gather(*running, *waiting, return_exceptions=True)
+
+    asyncio.run(main())
+    job = jobs.START + 10 * jobs.PACE
+    assert words[0][0][1] == f"waiting: 0 before you, about {in_words(job)}"
+    assert words[1][0][1] == f"waiting: 1 before you, about {in_words(job)}"  # the other worker is free by then
+
+
+@pytest.mark.parametrize(
+    ("done", "elapsed", "left"), [(0, 4, 7), (0, 40, 0), (0.5, 5.5, 5.5), (0.5, 22, 13.75), (1, 20, 0)]
+)
+def test_how_long_a_job_will_take(queue, done, elapsed, left):
+    """11 s are usual."""
+    job = jobs.Ticket(me("s"), 10.0, begun=time.monotonic() - elapsed, done=done)
+    assert abs(queue._left(job) - left) < 0.1
+
+
+def test_a_job_alone_has_all_cores(queue, here, monkeypatch):
+    monkeypatch.setattr(jobs.os, "cpu_count", lambda: 8)
+
+    async def main() -> list[int]:
+        queue.start()
+        alone = await queue.run("threads", me("s"), {}, told([]))
+        waiting = asyncio.create_task(queue.run("wait", me("s"), {}, told([]), seconds=60))
+        while not queue.running:
+            await asyncio.sleep(0.01)
+        with_another = await queue.run("threads", me("s"), {}, told([]))
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        return [alone["threads"], with_another["threads"]]
+
+    assert asyncio.run(main()) == [8, 4]
+
+
+def test_addresses_of_visitors():
+    assert address("192.168.0.7") == address("::ffff:192.168.0.7") == "192.168.0.7"
+    assert address("2001:db8::1") == address("2001:db8::ffff:1") != address("2001:db8:0:1::1")
+    assert (address(None), address("testclient")) == ("", "testclient")
+
+
 def test_times_in_words():
     assert [in_words(s) for s in (0.2, 42.4, 100, 900)] == ["1 second", "42 seconds", "2 minutes", "15 minutes"]
 
@@ -285,6 +440,63 @@ def test_uploads_are_limited(client, here, monkeypatch):
         answer = client.post("/gradio_api/upload", **sent, **kind)
         assert (answer.status_code, answer.text) == (413, "this file is too large; at most 1 MB are taken")
     assert len(files(here)) == 1
+
+
+def broken_disk(monkeypatch, number: int) -> None:
+    def fails(source, target) -> None:
+        target.write(source.read(10))
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(uploads.shutil, "copyfileobj", fails)
+
+
+def test_a_full_disk_is_said_and_nothing_stays_on_it(client, here, monkeypatch, caplog):
+    whole = [("files", ("a.wav", bytes(1000))), ("files", ("b.wav", bytes(1000)))]
+    broken_disk(monkeypatch, errno.ENOSPC)
+    answer = client.post("/gradio_api/upload", files=whole)
+    assert (answer.status_code, "disk is full; try again later" in answer.text) == (507, True)
+    broken_disk(monkeypatch, errno.EIO)
+    answer = client.post("/gradio_api/upload", files=whole)
+    assert (answer.status_code, "cannot store files at present" in answer.text) == (507, True)
+    monkeypatch.undo()
+    monkeypatch.setattr(uploads.shutil, "disk_usage", lambda path: SimpleNamespace(free=1500))
+    assert client.post("/gradio_api/upload", files=whole).status_code == 507  # before anything is written
+    assert files(here) == []
+    assert list(here.root.iterdir()) == [here.root / ".lock"]
+    assert [len(record.message.splitlines()) for record in caplog.records if "stored" in record.message] == [1, 1, 1]
+
+
+def test_one_address_does_not_fill_the_folder(here, monkeypatch):
+    monkeypatch.setattr(place, "OF_ADDRESS", 5)
+    mine = here.upload("a.mp4", "10.0.0.1")
+    mine.write_bytes(b"abcdef")
+    with pytest.raises(InputError, match="from your address take all the room"):
+        here.upload("b.mp4", "10.0.0.1")
+    here.upload("c.mp4", "10.0.0.2")
+    here.remove(mine.parent)
+    here.upload("d.mp4", "10.0.0.1")
+
+
+def test_a_picture_that_is_too_large_is_refused_at_once(client, here):
+    picture = io.BytesIO()
+    Image.new("1", (13000, 13000)).save(picture, "PNG")
+    answer = client.post("/gradio_api/upload", files={"files": ("sky.png", picture.getvalue())})
+    assert (answer.status_code, answer.text) == (
+        413,
+        "sky.png has 13000x13000 pixels; scale it to 50,000,000 in all or less",
+    )
+    assert files(here) == []
+
+
+def test_the_progress_of_an_upload_is_told(here):
+    app = Uploads(here)
+    routes = [Route("/upload", app.take, methods=["POST"]), Route("/progress", app.progress)]
+    with TestClient(Starlette(routes=routes)) as client:
+        assert client.post("/upload?upload_id=x", files={"files": ("me.png", b"png")}).status_code == 200
+        events = [json.loads(line[6:]) for line in client.get("/progress?upload_id=x").text.split("\n\n") if line]
+        assert {event["orig_name"] for event in events[:-1]} == {"me.png"}
+        assert sum(event["chunk_size"] for event in events[:-1]) > 3
+        assert events[-1] == {"msg": "done"}
 
 
 def test_three_hours_are_refused_at_once(client, here):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 from pathlib import Path
 
@@ -57,6 +59,7 @@ def test_animate(tools, picture, make_sound, tmp_path):
         )
         assert answer["says"] == "0.8 s of video, 20 frames"
         assert probe(answer["video"]).generated
+        assert Path(answer["video"]).name == "me-say.mp4"
         return next(iter(VideoReader(answer["video"])))
 
     plain, drawn, badged = made(), made(motion=True), made(badge=True)
@@ -73,6 +76,7 @@ def test_reenact(tools, picture, film, tmp_path):
         absolute=False, best_frame=True, **OPTIONS,
     )  # fmt: skip
     assert probe(answer["video"]).frames == 10
+    assert Path(answer["video"]).name == "me-drive.mp4"
 
 
 def test_what_visitors_may_not_send(picture, make_sound, film, tmp_path, monkeypatch):
@@ -148,6 +152,57 @@ def test_a_job_over_the_api(studio, tmp_path):
     kind, content = call(studio, "animate", picture={"path": picture}, speech={"path": "/files/gone/b.wav"})
     assert kind == "error"
     assert "upload it again" in content
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"picture": 5}, "wrong arguments for /animate: Input should be a valid dictionary"),
+        ({"picture": {"path": 3}}, "wrong arguments for /animate: path Input should be a valid string"),
+        ({"head_motion": "much"}, "head_motion must be a number, not 'much'"),
+        ({"head_motion": 9}, "head motion must be between 0 and 2, got 9"),
+        ({"seed": None}, "seed must be a whole number, not None"),
+        ({"seed": 1.5}, "seed must be a whole number, not 1.5"),
+        ({"smooth": True}, "smooth must be a number, not True"),
+        ({"badge": "yes"}, "badge must be true or false, not 'yes'"),
+    ],
+)
+def test_wrong_arguments_are_answered_in_a_line(studio, caplog, capfd, arguments, expected):
+    files = {
+        name: {"path": studio.post("/gradio_api/upload", files={"files": ("a.png", b"face")}).json()[0]}
+        for name in ("picture", "speech")
+    }
+    kind, content = call(studio, "animate", **files | arguments)
+    assert kind == "error"
+    assert json.loads(content)["error"].startswith(expected)
+    assert "Traceback" not in caplog.text + "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "expected"),
+    [
+        ("call/v2/animate", {"nonsense": 1}, "Parameter `nonsense` is not a valid"),
+        ("call/v2/animate", {}, "No value provided for required argument: picture"),
+        ("call/v2/nonsense", {}, "there is no /nonsense"),
+        ("queue/join", {"data": [], "fn_index": 999, "session_hash": "x"}, "there is no 999"),
+    ],
+)
+def test_wrong_requests_are_answered_in_a_line(studio, caplog, capfd, path, body, expected):
+    answer = studio.post(f"/gradio_api/{path}", json=body)
+    assert (answer.status_code, answer.json()["error"].startswith(f"wrong request: {expected}")) == (400, True)
+    assert "Traceback" not in caplog.text + "".join(capfd.readouterr())
+
+
+def test_what_breaks_in_a_call_is_no_null(studio, monkeypatch, caplog):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(place.Place, "new", full)
+    kind, content = call(studio, "score", video=None)
+    assert (kind, json.loads(content)["error"]) == ("error", "Give a video first.")
+    monkeypatch.setattr(place.Place, "given", full)
+    kind, content = call(studio, "score", video={"path": "/files/a/b.mp4"})
+    assert (kind, "this server's disk is full" in json.loads(content)["error"]) == ("error", True)
 
 
 def test_the_schema_names_the_endpoints_and_their_arguments(studio):
