@@ -24,7 +24,10 @@ class StreamingAnimator:
     Args:
         pipeline: of `mssync.load(live=True)`
         portrait: a picture file, uint8 (H, W, 3) RGB, or a `Pipeline.portrait`
-        head_motion, expression, seed, size: as in `Pipeline.animate`
+        head_motion: as in `Pipeline.animate`, like those that follow
+        expression: 0 to 2
+        seed: of turns of the head and blinks
+        size: side of the frames in pixels
 
     Attributes:
         lookahead: frames of sound beyond its own start that a frame waits for; `latency` the same in seconds

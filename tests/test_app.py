@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from fakes import FakeGenerator, FakeMesh, FakeReenactor, speech
+from newcomer import blocks
 from PIL import Image
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
+import uvicorn
+from starlette.applications import Starlette
+from starlette.routing import Mount
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
@@ -25,6 +34,7 @@ from mssync.animate import Pipeline
 from mssync.app import limits, server
 from mssync.app.engine import TURN_FRAMES, Engine, Speaker, drawn
 from mssync.app.server import HEADER, create_app
+from mssync.app.work import DEMO_PORTRAIT
 from mssync.config import GeneratorConfig
 from mssync.cores import Cores
 from mssync.errors import InputError
@@ -293,6 +303,34 @@ def test_a_slow_client_loses_frames_and_no_sync(talker, picture) -> None:
     assert server.WINDOW <= len(indices) <= server.WINDOW + 2 * server.WAITING
     assert indices[-1] == 99
     assert json.loads(message["text"])["frames"] == 100
+
+
+@pytest.mark.slow
+def test_the_client_of_the_documentation_runs_as_written(talker, tmp_path) -> None:
+    (page,) = (Path(__file__).parents[1] / "docs").glob("live.md")
+    (code,) = [
+        block.code for block in blocks(page.read_text(encoding="utf-8"), page.name) if "websockets" in block.code
+    ]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    app = Starlette(routes=[Mount("/live", create_app(talker))])
+    running = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
+    thread = threading.Thread(target=running.run)
+    thread.start()
+    while not running.started:
+        time.sleep(0.05)
+    (tmp_path / "out").mkdir()
+    shutil.copy(DEMO_PORTRAIT, tmp_path / "out" / "portrait.png")
+    (tmp_path / "mssync").symlink_to(Path(server.__file__).parents[1])
+    code = code.replace("127.0.0.1:8765", f"127.0.0.1:{port}")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    running.should_exit = True
+    thread.join()
+    assert json.loads(done.stdout) == {"type": "end", "frames": 335}, done.stderr
+    drawn = sorted((tmp_path / "out" / "frames").iterdir())
+    assert len(drawn) > 100
+    assert Image.open(drawn[0]).size == (256, 256)
 
 
 def test_the_page_and_what_it_needs(talker) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,20 @@ def test_the_site_builds_and_every_link_leads_somewhere(tmp_path):
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60 * MINUTES)
     assert result.returncode == 0, result.stderr
     assert "animate" in (tmp_path / "api" / "index.html").read_text(encoding="utf-8")
+
+
+def test_what_the_pages_use_is_in_the_reference():
+    """Every name that a page imports from mssync."""
+    reference = re.findall(r"^::: ([\w.]+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.MULTILINE)
+    used = set()
+    for page in (ROOT / "README.md", *ROOT.glob("docs/*.md")):
+        text = page.read_text(encoding="utf-8")
+        for module, names in re.findall(r"^ *from (mssync[\w.]*) import (.+)$", text, re.MULTILINE):
+            used |= {f"{module}.{name.strip()}" for name in names.split(",")}
+        used |= set(re.findall(r"\bmssync(?:\.[a-z]\w*)+\.\w+(?=\()", text))
+    used -= {"mssync.load"}  # an alias of mssync.animate.load
+    assert used
+    assert not [name for name in sorted(used) if name not in reference and name.rpartition(".")[0] not in reference]
 
 
 @pytest.mark.slow

@@ -1,15 +1,6 @@
 """Live sessions: an ASGI application with a WebSocket, and a page that plays them; a part of the studio.
 
-The protocol, in this order (docs/live.md shows a client):
-
-- the client sends text, ``{"type": "start", "portrait": true, "head_motion": 1, "expression": 1, "seed": 0}``; with
-  `portrait` it then sends a picture file as one binary message, without it the server's own portrait speaks
-- the server sends text, ``{"type": "ready", "fps": 25, "rate": 16000, "lookahead": 4, "latency": 0.16, "size": 256}``
-- the client sends sound, binary messages of 16-bit little-endian samples, 16 kHz mono, and the text ``{"type": "end"}``
-- the server sends frames, binary messages: the index t as uint32 and the time t / 25 in seconds as float64, both
-  little-endian, then a JPEG; the client answers each with the text ``{"type": "seen", "index": t}``
-- the server sends text, ``{"type": "end", "frames": 250}``, or at any time ``{"type": "error", "message": "…"}``, and
-  closes
+docs/live.md states the protocol, and shows a client.
 
 Frames belong to the sound by their time. One that the client is too slow for is left out: at most WINDOW frames are
 under way, and of those that wait the newest are kept.
@@ -64,7 +55,7 @@ FAREWELL = 5.0  # seconds that a client has to answer the last frames
 WINDOW = 10  # frames that are sent and not yet seen
 WAITING = 5  # frames that wait for a slow client; the oldest of more is left out
 HEADER = struct.Struct("<Id")  # of a frame: index, seconds
-REFUSED, TOO_BIG, BUSY, BROKEN = 1008, 1009, 1013, 1011  # codes of WebSocket closures
+REFUSED, BUSY, BROKEN = 1008, 1013, 1011  # codes of WebSocket closures
 POLICY = "default-src 'self'; img-src 'self' blob:; media-src 'self' blob:; object-src 'none'; frame-ancestors 'self'"
 
 
@@ -75,12 +66,17 @@ def create_app(
     token: str | None = None,
     sessions: int = SESSIONS,
 ) -> Starlette:
-    """The application: give it to an ASGI server, mount others in it, or it in others.
+    """Make the live server: an application for any ASGI server. Mount others in it, or it in others.
 
-    It has a page at / and a WebSocket at /ws.
-    pipeline: of `mssync.load(live=True)`, which it is unless given; portrait: who speaks unless a client brings a
-    picture of its own; token: what clients must give (see `guard.given_token`; None: requests for this machine's own
-    names alone are answered); sessions: how many at once.
+    It has a page at / and a WebSocket at /ws, whose protocol docs/live.md states.
+
+    Args:
+        pipeline: of `mssync.load(live=True)`, which it is unless given
+        portrait: who speaks unless a client brings a picture of its own: a file, or uint8 (H, W, 3) RGB; None: nobody
+        token: what clients must give (as `?token=`, cookie or bearer); None: requests under this machine's own names
+            alone are answered
+        sessions: how many may speak at once
+
     Raises InputError: a pipeline that cannot speak live, a portrait without a face.
     """
     if pipeline is None:

@@ -76,11 +76,20 @@ def create_studio(
     sessions: int = 4,
     jobs: int = AT_ONCE,
 ) -> Starlette:
-    """The application: the studio at /, the live page and its WebSocket at /live/ and /live/ws.
+    """Make the studio: an application for any ASGI server, with the live page and its WebSocket at /live/ and /live/ws.
 
-    pipeline, portrait, token, sessions: as `server.create_app`; model, device: as `mssync.load`, for the processes that
-    do the jobs; jobs: how many at once. A private folder is made at once and removed when the application ends.
-    Raises InputError as `server.create_app`.
+    A private folder is made at once and removed when the application ends.
+
+    Args:
+        pipeline: of `mssync.load(live=True)`, for live sessions and previews
+        portrait: who speaks live for visitors without a picture
+        model: as `mssync.load`, for the processes that do the jobs
+        device: likewise
+        token: what visitors must give, as in `mssync.app.server.create_app`
+        sessions: how many may speak live at once
+        jobs: how many at once
+
+    Raises InputError as `mssync.app.server.create_app`.
     """
     live = create_app(pipeline, portrait, token=token, sessions=sessions)
     place = Place()

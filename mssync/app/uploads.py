@@ -53,7 +53,7 @@ class Uploads:
             return _refusal(error)
         finally:
             told.put_nowait({"msg": "done"})
-            asyncio.get_running_loop().call_later(LOOKED_FOR, self._progress.pop, name, None)
+            asyncio.get_running_loop().call_later(LOOKED_FOR, lambda: self._progress.pop(name or "", None))
 
     async def progress(self, request: Request) -> Response:
         """Events, as Gradio's page expects them: how much has come of which file, and that all is done."""
