@@ -217,7 +217,7 @@ def begin(socket) -> str:
     return said.get("message", said["type"])
 
 
-def test_who_holds_all_live_places_gives_one_to_a_newcomer(talker, picture) -> None:
+def test_who_holds_all_live_places_gives_one_to_a_newcomer(talker, picture, caplog) -> None:
     visits = Visits(create_app(talker, picture, sessions=3))
     with visits.client, ExitStack() as all_of_them:
         held = [all_of_them.enter_context(visits.open("10.0.0.1")) for _ in range(3)]
@@ -235,6 +235,7 @@ def test_who_holds_all_live_places_gives_one_to_a_newcomer(talker, picture) -> N
         with visits.open("10.0.0.4") as fourth:  # everybody has one
             assert "are taken" in begin(fourth)
         assert play_on(newcomer) == 10  # who stays is not disturbed
+    assert "never retrieved" not in caplog.text
 
 
 def play_on(socket) -> int:

@@ -254,7 +254,11 @@ class _Live:
         begun, received, ended = time.monotonic(), 0, False
         while not sending.done():
             receiving = asyncio.create_task(_receive(socket))
-            await asyncio.wait({receiving, sending}, return_when=asyncio.FIRST_COMPLETED)
+            try:
+                await asyncio.wait({receiving, sending}, return_when=asyncio.FIRST_COMPLETED)
+            except asyncio.CancelledError:  # the place goes to somebody else
+                receiving.cancel()
+                raise
             if receiving.done() and isinstance(receiving.exception(), asyncio.TimeoutError) and speaker.busy():
                 continue  # it is the engine that is late
             if not receiving.done():
