@@ -29,7 +29,6 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from mssync import video
 from mssync.animate import Pipeline
 from mssync.app import limits, server
 from mssync.app.engine import TURN_FRAMES, Engine, Speaker, drawn
@@ -170,22 +169,23 @@ def test_a_picture_that_is_too_large_is_refused_by_its_header(talker, monkeypatc
 
 
 def test_who_speaks_does_not_wait_for_pictures_of_others(talker, picture, monkeypatch) -> None:
-    """While a picture is decoded, another session says all that it has to say."""
-    decoded, begun = threading.Event(), threading.Event()
+    """While a picture is looked at, another session says all that it has to say."""
+    seen, begun = threading.Event(), threading.Event()
 
-    def slowly(*arguments):
+    def slowly(*arguments) -> None:
         begun.set()
-        assert decoded.wait(30)
-        return picture
+        assert seen.wait(30)
 
-    monkeypatch.setattr(video, "decode_image", slowly)
+    monkeypatch.setattr(limits, "check_picture", slowly)
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
     with client(create_app(talker, picture)) as here, here.websocket_connect("ws://localhost/ws") as other:
         other.send_json({"type": "start", "portrait": True})
-        other.send_bytes(huge(64))
+        other.send_bytes(file.getvalue())
         assert begun.wait(30)
         with here.websocket_connect("ws://localhost/ws") as socket:
             assert play(socket)[1] == {"type": "end", "frames": 25}
-        decoded.set()
+        seen.set()
         assert other.receive_json()["type"] == "ready"
 
 
