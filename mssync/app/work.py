@@ -231,7 +231,7 @@ def _done(tools: Tools, name: str, folder: Path, tell: Tell, arguments: dict[str
             answer = JOBS[name](tools, folder, tell, **arguments)
         answer["warnings"] = [nameless(str(warning.message), *given) for warning in caught]
     except InputError as error:
-        return "refused", nameless(str(error), *given, str(folder))
+        return "refused", nameless(str(error).replace(f"{folder}{os.sep}", ""), *given)
     except Exception:
         return "broken", traceback.format_exc()
     return "done", answer
