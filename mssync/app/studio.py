@@ -62,7 +62,10 @@ footer { display: none !important; }
 .gradio-container { max-width: 70rem !important; margin: 0 auto !important; }
 .live { display: block; width: 100%; height: 46rem; border: 0; }  /* its page sets another height */
 :focus-visible { outline: 3px solid var(--color-accent) !important; outline-offset: 1px; }
-@media (max-width: 600px) { .gradio-container { padding: 0.5rem !important; } }
+@media (max-width: 600px) {
+  .gradio-container { padding: 0.5rem !important; }
+  .tab-container button { padding: 0 0.6rem !important; }  /* all tabs have room, whatever font they are measured in */
+}
 """
 
 
