@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import os
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +101,20 @@ def test_what_visitors_may_not_send(picture, make_sound, film, tmp_path, monkeyp
     monkeypatch.setattr(limits, "MAX_PICTURE_BYTES", 300_000)
     with pytest.raises(InputError, match="0 MB; a picture may have"):
         check_picture(picture)
+
+
+def test_the_pixels_of_a_refused_picture_go_at_once(picture):
+    """Also while the error is still about: they would add up to gigabytes."""
+    seen: list[weakref.ref] = []
+
+    def look(pixels: np.ndarray) -> None:
+        seen.append(weakref.ref(pixels))
+        raise InputError("no face")
+
+    with pytest.raises(InputError, match="no face") as caught:
+        asyncio.run(limits.with_picture(Path(picture), "me.png", look))
+    assert caught.value is not None
+    assert seen[0]() is None
 
 
 def check_picture(path: str) -> None:

@@ -48,8 +48,12 @@ async def with_picture(source: Path | BinaryIO, name: str, function: Callable[[n
     from mssync.video import decode_image
 
     def work() -> T:
-        check_picture(source, name)
-        return function(decode_image(source, name))
+        try:
+            check_picture(source, name)
+            return function(decode_image(source, name))
+        except InputError as error:
+            said = str(error)
+        raise InputError(said)  # a new one: the traceback of the other holds the pixels, for as long as it is about
 
     return await asyncio.get_running_loop().run_in_executor(_decoding, work)
 

@@ -181,6 +181,7 @@ class _Live:
                 raise
             await _refuse(socket, guest.asked_to_go, BUSY)
         finally:
+            guest.serving = None  # what it raised knows of this frame: a circle, which would be kept for long
             if guest in self.guests:
                 self.guests.remove(guest)
 
