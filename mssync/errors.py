@@ -22,8 +22,10 @@ class InputError(ValueError):
 def input_file(path: PathLike) -> Path:
     """Return `path` as a Path after checking that it is a file with content that may be read.
 
-    Raises InputError: missing, a directory, not a regular file, no permission, empty.
+    Raises InputError: no path, missing, a directory, not a regular file, no permission, empty.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(f"a file is given by its path here, not as {type(path).__name__}")
     path = Path(path)
     try:
         if path.is_dir():

@@ -72,19 +72,24 @@ def decode_image(source: Path | BinaryIO, name: str) -> RGB:
     if image is None:
         raise InputError(f"{name} is not a picture that can be read (jpg, png, webp, bmp or tiff)")
     with image:
-        if min(image.size) < MIN_SIDE:
-            raise InputError(
-                f"{name} is only {image.width}x{image.height} pixels; "
-                f"a picture must be at least {MIN_SIDE} pixels wide and high"
-            )
-        if max(image.size) > MAX_SIDE:
-            raise InputError(f"{name} is {image.width}x{image.height} pixels; scale it to sides of {MAX_SIDE} or less")
-        if image.mode == "F":
-            raise InputError(f"{name} has floating-point samples; save it with 8 or 16 bits a channel")
-        try:
-            return np.array(_to_rgb(ImageOps.exif_transpose(image)))
-        except Exception as error:  # damaged files make Pillow raise nearly anything
-            raise InputError(f"{name} is damaged and cannot be decoded ({error})") from error
+        return rgb(image, name)
+
+
+def rgb(image: Image.Image, name: str) -> RGB:
+    """The pixels of an open picture as `read_image` gives them; messages call it `name`. Raises InputError likewise."""
+    if min(image.size) < MIN_SIDE:
+        raise InputError(
+            f"{name} is only {image.width}x{image.height} pixels; "
+            f"a picture must be at least {MIN_SIDE} pixels wide and high"
+        )
+    if max(image.size) > MAX_SIDE:
+        raise InputError(f"{name} is {image.width}x{image.height} pixels; scale it to sides of {MAX_SIDE} or less")
+    if image.mode == "F":
+        raise InputError(f"{name} has floating-point samples; save it with 8 or 16 bits a channel")
+    try:
+        return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+    except Exception as error:  # damaged files make Pillow raise nearly anything
+        raise InputError(f"{name} is damaged and cannot be decoded ({error})") from error
 
 
 def open_image(source: Path | BinaryIO, name: str) -> Image.Image | None:

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from mssync import cli, score
+from mssync import cli
 from mssync import meter as m
 from mssync.audio import load_audio
 from mssync.errors import InputError
 from mssync.metrics import recovery
-from mssync.resync import resync, shift_sound
-from mssync.score import Score, in_words
+from mssync.sync import score
+from mssync.sync.resync import resync, shift_sound
+from mssync.sync.score import Score, in_words
 from mssync.video import VideoReader
 
 
@@ -45,7 +46,7 @@ def run(tmp_path, monkeypatch):
         return a_score(str(path), float(path.stem.split("_")[1]), 0.3 if "unsure" in path.name else 0.95)
 
     monkeypatch.setattr(score, "score", fake)
-    monkeypatch.setattr("mssync.resync.score", fake)
+    monkeypatch.setattr("mssync.sync.resync.score", fake)
     monkeypatch.setattr(m.SyncMeter, "load", classmethod(lambda cls, path=None: None))
     return lambda *words: CliRunner().invoke(cli.app, [str(word) for word in words])
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mssync.data.readers import VIDEOS
-from mssync.errors import InputError, PathLike
+from mssync.errors import InputError
+from mssync.inputs import Media, local_file
 from mssync.meter import POINTS, LevelScore, Reading, SyncMeter, watch
 from mssync.syncer import MAX_OFFSET
 from mssync.video import FPS
@@ -60,16 +62,27 @@ class Score:
         return f"over time: the offset drifts by {self.drift:+.0f} ms"
 
 
-def score(path: PathLike, meter: SyncMeter, max_offset: int = MAX_OFFSET) -> Score:
-    """Watch a video and measure it. max_offset: frames to both sides that are tried.
+def score(video: Media, meter: SyncMeter | None = None, max_offset: int = MAX_OFFSET) -> Score:
+    """Watch a video and measure by how much its lips and its sound are apart.
 
+    video: a path, the content of a file (bytes), or a file object.
+    meter: the shipped one unless given.
+    max_offset: frames of 40 ms to both sides that are tried.
     Raises InputError as `meter.watch`; warns of several faces.
     """
-    seen = watch(path, POINTS, fit=meter.fit)
+    meter = shipped_meter() if meter is None else meter
+    with local_file(video, "the video") as file:
+        seen = watch(file.path, POINTS, fit=meter.fit)
     compared = meter.compare(seen.landmarks, seen.waveform, seen.found, max_offset)
     return Score(
-        str(path), len(seen) / FPS, compared.reading(), compared.lips, compared.head, compared.over_time()
+        file.name, len(seen) / FPS, compared.reading(), compared.lips, compared.head, compared.over_time()
     )  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def shipped_meter() -> SyncMeter:
+    """The meter that the package ships, loaded once."""
+    return SyncMeter.load()
 
 
 def find_videos(paths: Iterable[Path]) -> list[Path]:
