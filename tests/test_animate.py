@@ -101,7 +101,7 @@ def test_a_portrait_is_prepared_once(talker, picture) -> None:
 
 def test_silence_is_quiet_and_warned_of(talker, picture) -> None:
     with pytest.warns(UserWarning, match="silent"):
-        motion = talker.animate(picture, np.zeros(16000, np.float32)).motion
+        motion = talker.animate(picture, np.zeros(16000, np.float32), sample_rate=16000).motion
     assert len(motion) == 25
 
 
@@ -133,32 +133,27 @@ def test_another_seed_turns_the_head_elsewhere() -> None:
         {"size": 62},
         {"size": 129},
         {"size": 1026},
+        {"size": 128.5},
+        {"seed": "7"},
+        {"head_motion": None},
     ],
 )
 def test_options_out_of_range(talker, picture, options) -> None:
     with pytest.raises(InputError, match=next(iter(options)).replace("_", " ")):
-        talker.animate(picture, speech(1), **options)
+        talker.animate(picture, speech(1), sample_rate=16000, **options)
 
 
 @pytest.mark.parametrize(
     ("audio", "words"),
     [
         (np.zeros(1600, np.float32), "0.2 s"),
-        (np.zeros(0, np.float32), "0.2 s"),
+        (np.zeros(0, np.float32), "no samples"),
         (np.full(16000, np.nan, np.float32), "NaN"),
-        (np.zeros((2, 16000), np.float32), "one-dimensional"),
-        (np.zeros(16000, np.int16), "floating-point"),
     ],
 )
 def test_audio_of_no_use(talker, picture, audio, words) -> None:
     with pytest.raises(InputError, match=words):
-        talker.animate(picture, audio)
-
-
-@pytest.mark.parametrize(("shape", "dtype"), [((50, 50), np.uint8), ((50, 50, 3), float), ((0, 5, 3), np.uint8)])
-def test_images_of_no_use(talker, shape, dtype) -> None:
-    with pytest.raises(InputError, match="uint8"):
-        talker.animate(np.zeros(shape, dtype), speech(1), sample_rate=16000)
+        talker.animate(picture, audio, sample_rate=16000)
 
 
 def test_no_face_is_an_error(talker) -> None:
@@ -227,6 +222,8 @@ def test_load_names_the_models_it_knows(tmp_path) -> None:
         mssync.load(device="abacus")
     with pytest.raises(InputError, match="device"):
         mssync.load(device="meta")
+    with pytest.raises(InputError, match="not as int"):
+        mssync.load(3)  # type: ignore[arg-type]
 
 
 @needs_weights
@@ -248,14 +245,14 @@ def test_eight_threads_share_a_pipeline() -> None:
     picture = pytest.importorskip("skimage.data").astronaut()
     talker = mssync.load()
     voices = [speech(0.24 + 0.04 * k) for k in range(4)]
-    alone = [np.stack(list(talker.animate(picture, voice))) for voice in voices]
+    alone = [np.stack(list(talker.animate(picture, voice, sample_rate=16000))) for voice in voices]
     nobody = np.zeros_like(picture)
-    bad = {5: (nobody, voices[0]), 17: (picture, voices[0][:100]), 30: (picture[..., 0], voices[0])}
+    bad = {5: (nobody, voices[0]), 17: (picture, voices[0][:100]), 30: (picture.astype(int), voices[0])}
 
     def call(k: int) -> np.ndarray | str:
         given = bad.get(k, (picture, voices[k % len(voices)]))
         try:
-            return np.stack(list(talker.animate(*given)))
+            return np.stack(list(talker.animate(*given, sample_rate=16000)))
         except InputError as error:
             return str(error)
 
@@ -268,4 +265,4 @@ def test_eight_threads_share_a_pipeline() -> None:
             np.testing.assert_array_equal(result, alone[k % len(voices)])
     assert "no face found" in str(found[5])
     assert "at least 0.2 s" in str(found[17])
-    assert "must be uint8 (height, width, 3)" in str(found[30])
+    assert "the image is an array of int64" in str(found[30])

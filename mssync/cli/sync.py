@@ -176,12 +176,12 @@ def _resync_all(
             done = next(work, None)
         if done is None:
             break
-        rows.append(asdict(done))
+        rows.append({"file": done.file, "error": "", **asdict(done)})
         if isinstance(done, Failed):
             typer.echo(f"error: {done.error}", err=True)
         else:
             finished(Path(done.output or done.file), done.says)
     if csv_file is not None:
         write_csv(csv_file, rows)
-    if any("error" in row for row in rows):
+    if any(row["error"] for row in rows):
         raise typer.Exit(2)

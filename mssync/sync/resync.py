@@ -126,7 +126,7 @@ def resync_all(
             if path in taken:
                 raise InputError(f"{file}: {path} is written of another video of this name already; rename one")
             taken.add(path)
-            yield resync(file, None if output is None else path, meter, max_offset, offset=offset, dry_run=dry_run)
+            yield resync(file, None if dry_run else path, meter, max_offset, offset=offset, dry_run=dry_run)
         except (InputError, OSError) as error:
             yield Failed(str(file), str(error))
 

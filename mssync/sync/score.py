@@ -140,7 +140,8 @@ def as_json(score: Score) -> dict[str, Any]:
 def as_row(score: Score) -> dict[str, Any]:
     """One line of a table of files."""
     told = as_json(score)
-    row = {name: told[name] for name in ("file", "seconds", "offset_ms", "probability", "says", "drift_ms")}
+    row = {"file": score.path, "error": ""}  # of those that could not be scored this is all
+    row |= {name: told[name] for name in ("seconds", "offset_ms", "probability", "says", "drift_ms")}
     for part in ("lips", "head"):
         for found in told[part]:
             for name in ("offset_frames", "offset_ms", "confidence"):
