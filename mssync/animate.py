@@ -23,7 +23,7 @@ from torch import Tensor
 from mssync import weights
 from mssync.audio import features, is_silent, live_features, load_audio, n_video_frames
 from mssync.cores import Cores
-from mssync.errors import InputError, PathLike
+from mssync.errors import InputError, PathLike, as_path
 from mssync.faces import Box, Face, FaceMesh, crop, crop_box, in_crop, largest_face, paste
 from mssync.inputs import (
     Array,
@@ -34,7 +34,6 @@ from mssync.inputs import (
     is_path,
     local_file,
     name_of,
-    path_of,
     sound_file,
     type_name,
 )
@@ -250,7 +249,7 @@ def model_files(model: PathLike, live: bool = False) -> tuple[Path, Path | None]
     """
     if not is_path(model):
         raise InputError(f"a model is given by its name or its path, not as {type_name(model)}")
-    path = MODELS.get(str(model), path_of(model))
+    path = MODELS.get(str(model), as_path(model))
     if path.is_file():
         return path, None
     if str(model) not in MODELS and not (path / REENACTOR_FILE).is_file():

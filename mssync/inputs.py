@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from mssync.audio import MIN_RATE
-from mssync.errors import InputError, PathLike
+from mssync.errors import InputError, PathLike, as_path
 from mssync.video import MAX_SIDE, MIN_SIDE, decode_image, read_image, rgb
 
 if TYPE_CHECKING:
@@ -40,9 +40,10 @@ MAX_CHANNELS, MAX_RATE = len(LAYOUTS), 768_000  # Hz, more than any converter ha
 WAV_BLOCK = 1 << 16  # samples that are written at once
 FULL_SCALE = {"i2": (0, 2**15), "i4": (0, 2**31), "u1": (128, 128)}  # of integer samples: what is silence, and 1.0
 HALF_GREY = 0.5 / 255  # how far beyond [0, 1] resampling may take a float picture unnoticed
-FILE_WORDS = "a path, bytes, or a file opened in binary mode"
-PICTURE_WORDS = f"{FILE_WORDS}, a PIL image, or a numpy or torch array"
-SOUND_WORDS = f"{FILE_WORDS}, or a numpy or torch array with sample_rate="
+FILE_WORDS = "a path, bytes, {}a file opened in binary mode"
+MEDIA_WORDS = FILE_WORDS.format("or ")
+PICTURE_WORDS = FILE_WORDS.format("") + ", a PIL image, or a numpy or torch array"
+SOUND_WORDS = FILE_WORDS.format("") + ", or a numpy or torch array with sample_rate="
 
 
 # Files
@@ -60,11 +61,6 @@ def is_path(given: object) -> bool:
     return isinstance(given, str | os.PathLike)
 
 
-def path_of(given: object) -> Path:
-    """The path that was given, also one in bytes (os.PathLike may hold such)."""
-    return Path(os.fsdecode(os.fspath(given)))  # type: ignore[call-overload]
-
-
 @contextmanager
 def local_file(given: Media, what: str) -> Iterator[LocalFile]:
     """A file that can be read by its path while the block lasts: that of the path, or a copy of the content.
@@ -74,10 +70,10 @@ def local_file(given: Media, what: str) -> Iterator[LocalFile]:
     Raises InputError: another type, a file object opened as text, no content.
     """
     if is_path(given):
-        yield LocalFile(path_of(given), str(path_of(given)))
+        yield LocalFile(as_path(given), str(as_path(given)))
         return
     if not _is_content(given):
-        raise InputError(f"{what} cannot be of the type {type_name(given)}; give {FILE_WORDS}")
+        raise InputError(f"{what} cannot be of the type {type_name(given)}; give {MEDIA_WORDS}")
     name = name_of(given, what)
     with tempfile.TemporaryDirectory(prefix="mssync-") as folder:
         path = Path(folder) / "input"
@@ -103,7 +99,7 @@ def _is_content(given: object) -> bool:
 def name_of(given: object, what: str) -> str:
     """What messages call something that was given: by its path, a file object by its own name, all else `what`."""
     if is_path(given):
-        return str(path_of(given))
+        return str(as_path(given))
     name = getattr(given, "name", None) if _is_content(given) else None
     return name if isinstance(name, str) and name else what
 
@@ -136,7 +132,7 @@ def picture(given: Picture, what: str = "the image") -> NDArray[np.uint8]:
     from PIL import Image
 
     if is_path(given):
-        return read_image(path_of(given))
+        return read_image(as_path(given))
     if isinstance(given, Image.Image):
         return rgb(given, what)
     if isinstance(given, np.ndarray | torch.Tensor):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import av
 
-from mssync.errors import InputError, PathLike, input_file, output_file, written_whole
+from mssync.errors import InputError, PathLike, as_path, input_file, output_file, written_whole
 from mssync.meter import SyncMeter
 from mssync.sync.score import IN_SYNC_MS, find_videos, score, shipped_meter
 from mssync.syncer import MAX_OFFSET
@@ -104,11 +104,11 @@ def resync_all(
     output: made where it is missing; may be None with `dry_run`. All else as in `resync`.
     Raises InputError: no videos, the output cannot be a folder or is the input.
     """
-    files = find_videos([Path(folder)])
+    files = find_videos([as_path(folder)])
     if output is None and not dry_run:
         raise InputError("give the output, a folder to write to")
-    target = Path(folder if output is None else output)
-    if output is not None and target.resolve() == Path(folder).resolve():
+    target = as_path(folder if output is None else output)
+    if output is not None and target.resolve() == as_path(folder).resolve():
         raise InputError(f"{target} is also the input; give the output another name")
     if target.exists() and not target.is_dir():
         raise InputError(f"{target} is a file; give a folder to write to")
@@ -154,7 +154,7 @@ def _picture_with_sound(source: InputContainer, path: PathLike) -> Any:
 
 def check_output(output: PathLike) -> Path:
     """Raises InputError when it cannot be written, or no container of that name is known."""
-    suffix = Path(output).suffix.lower()
+    suffix = as_path(output).suffix.lower()
     if suffix not in FORMATS:
         raise InputError(f"the output {output} must end in one of {', '.join(FORMATS)}")
     return output_file(output, suffix)
