@@ -160,7 +160,8 @@ class Frames(Iterator[np.ndarray]):
                 signer=signer,
             )
         except BaseException:
-            self.close()
+            if self._begun:
+                self.close()
             raise
 
     def save_motion(self, path: PathLike) -> None:
