@@ -42,6 +42,8 @@ def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def fake(path, meter, max_offset=15):
+        if "fault" in path.name:
+            raise AttributeError("nothing of this name")
         if "bad" in path.name:
             raise InputError(f"{path} shows no face that can be followed")
         return a_score(str(path), float(path.stem.split("_")[1]), 0.3 if "unsure" in path.name else 0.95)
@@ -135,6 +137,18 @@ def test_a_folder_of_one_bad_video_has_a_row(run, tmp_path):
     (tmp_path / "videos" / "bad_1.mp4").touch()
     assert run("score", "videos", "--csv", "a.csv").exit_code == 2
     assert "shows no face" in rows(tmp_path / "a.csv")[0]["error"]
+
+
+@pytest.mark.parametrize("command", [["score"], ["resync", "-o", "out"]])
+def test_a_fault_of_ours_does_not_keep_the_others_back(run, clicks, tmp_path, command):
+    (tmp_path / "videos").mkdir()
+    for name in ("a_fault_1.mp4", "b_80.mp4"):
+        clicks(name).rename(tmp_path / "videos" / name)
+    done = run(*command, "videos", "--csv", "a.csv")
+    assert done.exit_code == 2
+    table = rows(tmp_path / "a.csv")
+    assert table[0]["error"].endswith("a_fault_1.mp4: AttributeError: nothing of this name")
+    assert "sound leads by 80 ms" in table[1]["says"]
 
 
 def test_resync_refuses(run, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,12 +60,12 @@ def score(
         try:
             with waiting(f"watching {file.name}"):
                 scores.append(scoring.score(file, meter, max_offset))
-        except (InputError, OSError) as error:
+        except Exception as error:
             if files == videos[:1]:  # nothing else was asked for
                 raise
-            failed.append({"file": str(file), "error": str(error)})
+            failed.append({"file": str(file), "error": scoring.failure(file, error)})
             rows.append(failed[-1])
-            typer.echo(f"error: {error}", err=True)
+            typer.echo(f"error: {failed[-1]['error']}", err=True)
             continue
         rows.append(scoring.as_row(scores[-1]))
         _print_score(scores[-1], details=len(files) == 1)
@@ -145,8 +144,7 @@ def resync(
 ) -> None:
     """Move the sound of a video by the measured offset; the picture is copied as it is.
 
-    Refuses when it cannot tell by how much. Of a folder every video is mended, or refused in a line of its own; the
-    exit code is then 2.
+    Refuses when it cannot tell by how much. Of a folder, the others are mended all the same; the exit code is then 2.
     """
     if output is None and not dry_run:
         raise InputError("give the output, -o OUT.mp4 or, for a folder, -o DIR")
@@ -167,7 +165,7 @@ def resync(
 def _resync_all(
     folder: Path, output: Path | None, csv_file: Path | None, max_offset: int | None, offset: float | None, dry: bool
 ) -> None:
-    from mssync.sync.resync import Failed, resync_all
+    from mssync.sync.resync import Failed, as_row, resync_all
 
     rows: list[dict[str, Any]] = []
     work = resync_all(folder, output, max_offset=max_offset, offset=offset, dry_run=dry)
@@ -176,7 +174,7 @@ def _resync_all(
             done = next(work, None)
         if done is None:
             break
-        rows.append({"file": done.file, "error": "", **asdict(done)})
+        rows.append(as_row(done))
         if isinstance(done, Failed):
             typer.echo(f"error: {done.error}", err=True)
         else:

@@ -13,7 +13,7 @@ import av
 
 from mssync.errors import InputError, PathLike, as_path, input_file, output_file, written_whole
 from mssync.meter import SyncMeter
-from mssync.sync.score import IN_SYNC_MS, find_videos, score, shipped_meter
+from mssync.sync.score import IN_SYNC_MS, failure, find_videos, score, shipped_meter
 from mssync.syncer import MAX_OFFSET
 from mssync.video import open_media, picture_stream
 
@@ -127,8 +127,8 @@ def resync_all(
                 raise InputError(f"{file}: {path} is written of another video of this name already; rename one")
             taken.add(path)
             yield resync(file, None if dry_run else path, meter, max_offset, offset=offset, dry_run=dry_run)
-        except (InputError, OSError) as error:
-            yield Failed(str(file), str(error))
+        except Exception as error:
+            yield Failed(str(file), failure(file, error))
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,15 @@ class Failed:
 
     file: str
     error: str
+
+
+def as_row(done: Mended | Failed) -> dict[str, Any]:
+    """One line of a table of files."""
+    if isinstance(done, Failed):
+        return {"file": done.file, "error": done.error}
+    probability = None if done.probability is None else round(done.probability, 4)
+    row = {"file": done.file, "error": "", "output": done.output, "offset_ms": round(done.offset_ms, 1)}
+    return row | {"probability": probability, "says": done.says}
 
 
 def check_movable(path: PathLike) -> None:

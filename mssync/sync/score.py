@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mssync.data.readers import VIDEOS
-from mssync.errors import InputError
+from mssync.errors import InputError, PathLike
 from mssync.inputs import Media, local_file
 from mssync.meter import POINTS, LevelScore, Reading, SyncMeter, watch
 from mssync.syncer import MAX_OFFSET
@@ -97,6 +97,11 @@ def find_videos(paths: Iterable[Path]) -> list[Path]:
             raise InputError(f"{path}: no videos in this folder")
         found += inside
     return found
+
+
+def failure(file: PathLike, error: Exception) -> str:
+    """Why a video of many could not be worked on, in one line: not even a fault of ours keeps the others back."""
+    return str(error) if isinstance(error, InputError) else f"{file}: {type(error).__name__}: {error}"
 
 
 def in_words(milliseconds: float) -> str:
