@@ -76,7 +76,7 @@ def local_file(given: Media, what: str) -> Iterator[LocalFile]:
         raise InputError(f"{what} cannot be of the type {type_name(given)}; give {MEDIA_WORDS}")
     name = name_of(given, what)
     with tempfile.TemporaryDirectory(prefix="mssync-") as folder:
-        path = Path(folder) / "input"
+        path = Path(folder) / what  # warnings name it
         with path.open("wb") as copy:
             shutil.copyfileobj(_opened(given, name), copy, 1 << 20)
         with _renamed(path, name):
@@ -197,7 +197,7 @@ def sound_file(given: Sound, sample_rate: int | None = None, what: str = "the au
         rate = checked_rate(sample_rate)
         array = in_columns(samples_of(array_of(given), what), what)
         with tempfile.TemporaryDirectory(prefix="mssync-") as folder:
-            path = Path(folder) / "input.wav"
+            path = Path(folder) / what
             _write_wav(path, array, rate)
             with _renamed(path, what):
                 yield LocalFile(path, what)

@@ -29,7 +29,10 @@ class StreamingAnimator:
         pipeline: of `mssync.load(live=True)`
         portrait: a picture as `Pipeline.animate` takes it, or a `Pipeline.portrait`
         sample_rate: of what is pushed, in Hz
-        head_motion, expression, seed, size: as in `Pipeline.animate`
+        head_motion: as in `Pipeline.animate`
+        expression: as in `Pipeline.animate`
+        seed: as in `Pipeline.animate`
+        size: as in `Pipeline.animate`
 
     Attributes:
         lookahead: frames of sound beyond its own start that a frame waits for; `latency` the same in seconds
