@@ -129,7 +129,10 @@ class Frames(Iterator[np.ndarray]):
         self.close()
 
     def close(self) -> None:
-        """End the drawing: waits for the frames under way, drops them, and gives no more."""
+        """End the drawing: waits for the frames under way, drops them, and gives no more.
+
+        For the thread that takes the frames; another one ends them by what `progress` raises.
+        """
         self._begun = True
         self._frames.close()
 
@@ -153,7 +156,7 @@ class Frames(Iterator[np.ndarray]):
         try:
             return write_video(
                 path,
-                pictures if progress is None else _told(pictures, len(self), progress),
+                _told(pictures, len(self), progress),
                 self.audio,
                 model=self.model,
                 precision=self.precision,
@@ -169,12 +172,20 @@ class Frames(Iterator[np.ndarray]):
         save_motion(path, self.motion, space=self._space, source_size=self._source_size)
 
 
-def _told(items: Iterable[np.ndarray], total: int, progress: Progress) -> Iterator[np.ndarray]:
-    """The items; `progress` is told of none in the beginning, then after each was used. total: give or take one."""
-    progress(0, total)
+def _told(
+    items: Iterable[np.ndarray], count: int, progress: Progress | None, turn: int = 0, turns: int = 1
+) -> Iterator[np.ndarray]:
+    """The items, about `count`; `progress` is told before the first and after each was used that it was.
+
+    turn: which of the `turns` this is in which as many items are used.
+    """
+    if progress is None:
+        yield from items
+        return
+    progress(turn * count, turns * count)
     for done, item in enumerate(items, start=1):
         yield item
-        progress(min(done, total), total)
+        progress(turn * count + min(done, count), turns * count)
 
 
 class GrowingMotion:
@@ -391,7 +402,8 @@ class Pipeline:
             of adding its changes to the portrait's own shape and pose.
         best_frame: count changes from the frame that resembles the portrait most, instead of from the first; of no
             meaning to `absolute`.
-        progress: called as progress(done, total) while the video is watched; what it raises ends that, and comes out.
+        progress: called as progress(done, total) while the video is watched, which takes two turns: total is twice its
+            frames. What it raises ends that, and comes out.
 
         Raises InputError for values out of range, and where there is no face.
         """
@@ -442,15 +454,14 @@ class Pipeline:
             return self._watched(VideoReader(file.path), file.name, progress)
 
     def _watched(self, reader: VideoReader, name: str, progress: Progress | None) -> np.ndarray:
-        found = self.face_mesh.track(islice(reader, 0, None, DETECT_EVERY))
+        """Motion (T, 10, 6), of two turns: the first finds the place of the face."""
+        count = max(1, round(FPS * reader.duration))
+        found = self.face_mesh.track(islice(_told(reader, count, progress, 0, 2), 0, None, DETECT_EVERY))
         faces: list[Face] = [face for face in found if face is not None]
         if not faces:
             raise InputError(f"{name}: no face found; use a video of one person facing the camera")
         box = crop_box(faces, reader.width, reader.height)
-        watched: Iterable[np.ndarray] = reader
-        if progress is not None:
-            watched = _told(reader, max(1, round(FPS * reader.duration)), progress)
-        crops = (crop(frame, box, SIZE) for frame in watched)
+        crops = (crop(frame, box, SIZE) for frame in _told(reader, count, progress, 1, 2))
         if not self.reenactor.needs_landmarks:
             return np.concatenate([self._keypoints(np.stack(batch)) for batch in _batches(crops, BATCH)])
         frames, searched = tee(crops)

@@ -9,7 +9,6 @@ keypoints, landmarks, blendshape coefficients.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mssync.audio import AUDIO_PER_VIDEO, HOP_LENGTH, N_FILTERS, SAMPLE_RATE
-from mssync.errors import InputError, PathLike
+from mssync.errors import InputError, PathLike, as_path
 from mssync.pyramid import LEVELS, pyramid
 from mssync.video import FPS
 
@@ -193,7 +192,7 @@ class SyncerPyramid(nn.Module):
         """
         from mssync.weights import SHIPPED, load_model
 
-        where = Path(SHIPPED if folder is None else folder)
+        where = SHIPPED if folder is None else as_path(folder)
         files = {level: where / f"syncer{level}.safetensors" for level in range(1, levels + 1)}
         present = [level for level, file in files.items() if file.is_file()]
         if not present or present != list(range(1, present[-1] + 1)):
