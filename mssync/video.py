@@ -26,6 +26,7 @@ from mssync.errors import InputError, PathLike, input_file, written_whole
 from mssync.provenance import Provenance
 
 if TYPE_CHECKING:
+    from av.audio.stream import AudioStream
     from av.container import InputContainer, OutputContainer
     from av.stream import Stream
     from av.video.frame import VideoFrame
@@ -41,6 +42,7 @@ FRAME = Fraction(1, FPS)  # seconds
 MAX_FRAME = 8192 * 4320  # pixels: 8K; a small file can claim far more, and every frame takes three bytes a pixel
 MAX_SIDE = 32000  # pixels: beyond 32,766 mediapipe's OpenCV ends the whole program
 MAX_STILL = 60  # seconds that one frame may be shown: a damaged time stamp asks for years of it
+BACK = 1  # seconds by which time stamps run back at most, but where recordings were joined
 MIN_SIDE = 32  # pixels: a picture smaller than this holds no face to work with
 BACKGROUND = (255, 255, 255)  # what shows through transparent pixels
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
@@ -143,7 +145,7 @@ def decode(container: InputContainer, stream: Stream, path: PathLike, whole: boo
     Raises InputError if nothing can be decoded.
     """
     count = damaged = 0
-    begin = end = Fraction(0)  # seconds
+    begin, end = time_of_start(stream), Fraction(0)  # seconds
     try:
         for packet in container.demux(stream):
             try:
@@ -153,7 +155,7 @@ def decode(container: InputContainer, stream: Stream, path: PathLike, whole: boo
                 continue
             for frame in frames:
                 if frame.pts is not None:
-                    begin = frame.pts * frame.time_base if count == 0 else begin
+                    begin = time_of(frame) if begin is None else begin
                     end = (frame.pts + (frame.duration or 0)) * frame.time_base
                 count += 1
                 yield frame
@@ -163,8 +165,8 @@ def decode(container: InputContainer, stream: Stream, path: PathLike, whole: boo
         raise InputError(f"{path} cannot be decoded: its {stream.type} is empty or damaged")
     if damaged:
         warnings.warn(f"{path} is damaged: {damaged} of its parts could not be decoded", stacklevel=2)
-    elif whole and end - begin < Fraction(9, 10) * declared_seconds(container, stream) - Fraction(1, 2):
-        seconds = float(end - begin)
+    elif whole and end - (begin or 0) < Fraction(9, 10) * declared_seconds(container, stream) - Fraction(1, 2):
+        seconds = float(end - (begin or 0))
         warnings.warn(f"{path} ends early, after {seconds:.1f} seconds of {stream.type}", stacklevel=2)
 
 
@@ -204,9 +206,69 @@ def _check_complete(path: Path) -> None:
 
 
 def picture_stream(container: InputContainer) -> VideoStream | None:
-    """The first stream of moving pictures: the cover of an album is a video stream too, but no video."""
+    """The stream of moving pictures that is meant: the cover of an album is a video stream too, but no video."""
     cover = Disposition.attached_pic | Disposition.timed_thumbnails
-    return next((s for s in container.streams.video if not s.disposition & cover), None)
+    return _meant([s for s in container.streams.video if not s.disposition & cover])
+
+
+def sound_stream(container: InputContainer) -> AudioStream | None:
+    """The sound track that is meant: of those that can be decoded the one marked default, or else the first."""
+    return _meant(list(container.streams.audio))
+
+
+def _meant(streams: list[T]) -> T | None:
+    known: list[Any] = [s for s in streams if s.codec_context is not None]  # type: ignore[attr-defined]
+    return next((s for s in known if s.disposition & Disposition.default), next(iter(known), None))
+
+
+# Time
+
+
+def time_of(piece: Any) -> Fraction | None:
+    """When a packet or a frame is presented, in seconds by the clock of its file; None where nobody knows."""
+    return None if piece.pts is None or piece.time_base is None else piece.pts * piece.time_base
+
+
+def time_of_start(stream: Stream) -> Fraction | None:
+    """When a stream begins by the header of its file, whether what it begins with can be shown or not."""
+    return None if stream.start_time is None or stream.time_base is None else stream.start_time * stream.time_base
+
+
+def first_shown(path: PathLike) -> Fraction | None:
+    """When the first picture of a video is shown, by the clock of its file. That is time 0 of everything in it.
+
+    None for a file without pictures. Packets that come before it, in a recording that was cut in the middle of a group
+    of pictures, are not shown. Raises InputError: nothing decodes.
+    """
+    with open_media(path) as container:
+        stream = picture_stream(container)
+        if stream is None:
+            return None
+        first = next(decode(container, stream, path, whole=False))
+    return time_of(first) or Fraction(0)
+
+
+class Clock:
+    """When the pieces of a stream are presented, in seconds after `zero`, a time of the file's clock.
+
+    A piece without a time stamp follows the one before it. Where time stamps run back by more than BACK seconds, or
+    ahead by more than `ahead`, recordings were joined: what comes follows what came.
+    """
+
+    def __init__(self, zero: Fraction, ahead: Fraction | None = None) -> None:
+        self.zero, self.ahead = zero, ahead
+        self.end: Fraction | None = None
+
+    def place(self, stamp: Fraction | None, duration: Fraction) -> Fraction:
+        """The start of the next piece, in order of presentation."""
+        start = (self.end or Fraction(0)) if stamp is None else stamp - self.zero
+        if self.end is not None:
+            jump = start - self.end
+            if jump < -BACK or (self.ahead is not None and jump > self.ahead):
+                self.zero += jump
+                start = self.end
+        self.end = start + duration
+        return start
 
 
 # Reading videos
@@ -243,9 +305,9 @@ class VideoReader:
         self.count = None if stop is None else max(0, round((Fraction(stop) - self.start) * FPS))
         with open_media(path) as container:
             stream = _require_picture(container, self.path)
-            self.has_audio = bool(container.streams.audio)
+            self.has_audio = sound_stream(container) is not None
             first = next(decode(container, stream, self.path))
-            self._origin = None if first.pts is None else first.pts * first.time_base
+            self._origin = time_of(first)
             self._matrix = _display_matrix(first)
             aspect = stream.sample_aspect_ratio or Fraction(1)
             self._size = (max(1, round(first.width * aspect)), first.height)
@@ -254,7 +316,7 @@ class VideoReader:
                 raise InputError(f"{path} has frames of {width}x{height} pixels; scale it to 8192x4320 or less")
             self.height, self.width = orient(self._rgb(first), self._matrix).shape[:2]
         with open_media(path) as container:
-            self.duration = _scan(container, _require_picture(container, self.path))[1]
+            self.duration = _scan(container, _require_picture(container, self.path), self._origin)[1]
 
     def __iter__(self) -> Iterator[RGB]:
         with open_media(self.path) as container:
@@ -308,16 +370,12 @@ def _timed(
     Raises InputError: a frame is shown for more than a minute.
     """
     step = 1 / (stream.average_rate or Fraction(FPS))
-    start = -step - zero
+    clock = Clock((origin or Fraction(0)) + zero)
     before = None
     for frame in frames:
-        if frame.pts is None or frame.time_base is None:
-            start += step
-        else:
-            time = frame.pts * frame.time_base
-            origin = time if origin is None else origin
-            start = max(time - origin - zero, start)
         duration = frame.duration * frame.time_base if frame.duration and frame.time_base else step
+        start = clock.place(time_of(frame), duration)
+        start = start if before is None else max(start, before)
         if max(duration, start - (start if before is None else before)) > MAX_STILL:
             raise InputError(
                 f"{path} shows one picture for more than {MAX_STILL} s; it is damaged, or no video of speech"
@@ -349,26 +407,29 @@ def _display_matrix(frame: VideoFrame) -> NDArray[np.int32] | None:
 def _require_picture(container: InputContainer, path: Path) -> VideoStream:
     stream = picture_stream(container)
     if stream is None:
-        found = "holds only sound" if container.streams.audio else "holds no pictures"
+        found = "holds only sound" if sound_stream(container) else "holds no pictures that can be decoded"
         raise InputError(f"{path} {found}; give a video")
     return stream
 
 
-def _scan(container: InputContainer, stream: Stream) -> tuple[int, float]:
+def _scan(container: InputContainer, stream: Stream, zero: Fraction | None = None) -> tuple[int, float]:
     """Count the packets of a stream and measure its seconds, by reading the whole file without decoding.
 
-    Headers are no substitute: recordings of browsers declare no length, videos of variable rate a wrong one.
+    zero: a time before which nothing is presented; the first packet's unless given.
+    Headers are no substitute: recordings of browsers declare no length, videos of variable rate a wrong one, joined
+    ones that of a part.
     """
     count = 0
-    first = last = None  # (start, end) of the outermost packets
+    clock, first, last = Clock(Fraction(0)), zero, zero
     with suppress(av.FFmpegError):  # a damaged end
         for packet in container.demux(stream):
             count += packet.size > 0
             if packet.pts is not None and packet.time_base is not None:
-                start = packet.pts * packet.time_base
-                span = (start, start + (packet.duration or 0) * packet.time_base)
-                first, last = min(first or span, span), max(last or span, span)
-    return count, float(last[1] - first[0]) if first and last else 0.0
+                duration = (packet.duration or 0) * packet.time_base
+                start = clock.place(time_of(packet), duration)
+                first = start if first is None else first if zero is not None else min(first, start)
+                last = start + duration if last is None else max(last, start + duration)
+    return count, float(last - first) if first is not None and last is not None else 0.0
 
 
 # Writing videos
@@ -544,19 +605,24 @@ def probe(path: PathLike) -> MediaInfo:
             return _probe_image(path, image)
     with open_media(path) as container:
         origin = provenance.read(path, container.metadata)
-        # A stream of a codec that ffmpeg does not know has no codec context, and with it no rate.
-        sound = next((stream for stream in container.streams.audio if stream.codec_context), None)
+        sound = sound_stream(container)
         rate, channels = (sound.rate, sound.channels) if sound is not None else (None, None)
         picture = picture_stream(container)
         if picture is None:
             if sound is None:
                 raise InputError(f"{path} holds neither pictures nor sound")
-            seconds = float(declared_seconds(container, sound)) or _scan(container, sound)[1]
+            seconds = _sound_seconds(container, sound)
             return MediaInfo("audio", None, None, None, None, seconds, rate, channels, origin)
         fps = None if picture.average_rate is None else float(picture.average_rate)
         frames = picture.frames or _scan(container, picture)[0]
     video = VideoReader(path)
     return MediaInfo("video", video.width, video.height, fps, frames, video.duration, rate, channels, origin)
+
+
+def _sound_seconds(container: InputContainer, stream: Stream) -> float:
+    """The length of a recording. What an MP4 declares is exact, its last packet is not."""
+    declared = float(declared_seconds(container, stream)) if "mp4" in container.format.name else 0.0
+    return declared or _scan(container, stream)[1]
 
 
 def _probe_image(path: Path, image: Image.Image) -> MediaInfo:
