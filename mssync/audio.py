@@ -90,102 +90,94 @@ def is_silent(waveform: NDArray[np.float32]) -> bool:
 
 def _read(container: InputContainer, stream: AudioStream, zero: Fraction | None, path: PathLike) -> NDArray[np.float32]:
     """Decode a sound track to mono samples at 16 kHz from `zero` on, or from its own beginning."""
-    frames = decode(container, stream, path)
-    first = next(frames)
-    begin = time_of(first) or Fraction(0)
-    if first.sample_rate < MIN_RATE or (zero is not None and abs(begin - zero) > MAX_SECONDS):
-        raise InputError(f"{path} has sound at {first.sample_rate} Hz, or long after its picture; export it again")
-    # Without pictures nobody misses the hours between recordings that were joined.
-    clock = Clock(begin, Fraction(MAX_STILL)) if zero is None else Clock(zero)
-    line = _Line(path)
-    for start, run in _runs(chain([first], frames), clock):
-        line.start(start)
-        for block in _resample(run):
-            line.add(block)
-    # The last AAC frame of an MP4 is filled up with silence; the declared length is exact.
-    declared = declared_seconds(container, stream) if "mp4" in container.format.name else Fraction(0)
-    end = begin + declared - (begin if zero is None else zero)
-    return line.mixed(math.ceil(end * SAMPLE_RATE) if declared else None)
+    line = Line(container, stream, zero, path)
+    layout = "mono" if line.first.layout.nb_channels == 1 else "stereo"
+    blocks, length = [], 0
+    for block in line.blocks(layout, SAMPLE_RATE):
+        blocks.append(block)
+        length += block.shape[1]
+        if length > MAX_SECONDS * SAMPLE_RATE:
+            raise InputError(f"{path} has more than {MAX_SECONDS / 3600:g} hours of sound; cut it into parts")
+    return mono(np.concatenate(blocks, 1)) if blocks else np.zeros(0, np.float32)
 
 
-def _runs(frames: Iterator[AudioFrame], clock: Clock) -> Iterator[tuple[Fraction, Iterator[AudioFrame]]]:
-    """Frames in runs of one format without gaps, each with the seconds at which it starts. A run is to be used up
-    before the next is asked for. Joined recordings change their format on the way; dropped packets leave gaps."""
-    held: list[tuple[Fraction, AudioFrame]] = []
+class Line:
+    """A sound track on its line of time: sound at its time stamps from time 0 on, silence where there is none.
 
-    def run(start: Fraction, frame: AudioFrame) -> Iterator[AudioFrame]:
-        known, end = _format(frame), start + Fraction(frame.samples, frame.sample_rate)
-        yield frame
-        for following in frames:
-            length = Fraction(following.samples, following.sample_rate)
-            at = clock.place(time_of(following), length)
-            if _format(following) != known or abs(at - end) > JITTER:
-                held.append((at, following))
-                return
-            end += length
-            yield following
+    zero: time 0 by the clock of the file; the first sample's unless given. `first` is the first frame of it.
+    Raises InputError: nothing decodes, a rate of less than MIN_RATE, more than MAX_SECONDS until it begins.
+    """
 
-    first = next(frames)
-    held.append((clock.place(time_of(first), Fraction(first.samples, first.sample_rate)), first))
-    while held:
-        start, frame = held.pop()
-        yield start, run(start, frame)
+    def __init__(self, container: InputContainer, stream: AudioStream, zero: Fraction | None, path: PathLike) -> None:
+        self._frames = decode(container, stream, path)
+        self.first = next(self._frames)
+        begin = time_of(self.first) or Fraction(0)
+        if self.first.sample_rate < MIN_RATE or (zero is not None and abs(begin - zero) > MAX_SECONDS):
+            rate = self.first.sample_rate
+            raise InputError(f"{path} has sound at {rate} Hz, or long after its picture; export it again")
+        self.zero = begin if zero is None else zero
+        # Without pictures nobody misses the hours between recordings that were joined.
+        self._clock = Clock(self.zero, Fraction(MAX_STILL) if zero is None else None)
+        # The last AAC frame of an MP4 is filled up with silence; the declared length is exact.
+        declared = declared_seconds(container, stream) if "mp4" in container.format.name else Fraction(0)
+        self.end = begin + declared - self.zero if declared else None  # in seconds; None: nobody knows
+
+    def blocks(self, layout: str, rate: int) -> Iterator[NDArray[np.float32]]:
+        """Samples (channels, n) from time 0 to the end, in blocks of at most about a second; once."""
+        length, last = 0, None if self.end is None else math.ceil(self.end * rate)
+        for start, run in self._runs():
+            at = round(start * rate)
+            while length < at:
+                silence = min(at - length, rate)
+                length += silence
+                yield np.zeros((len(av.AudioLayout(layout).channels), silence), np.float32)
+            skip = length - at  # what lies before time 0, or where samples are already
+            for block in _resample(run, layout, rate):
+                rest = block[:, skip:] if last is None else block[:, skip : max(skip, skip + last - length)]
+                skip = max(0, skip - block.shape[1])
+                length += rest.shape[1]
+                if rest.size:
+                    yield rest
+
+    def _runs(self) -> Iterator[tuple[Fraction, Iterator[AudioFrame]]]:
+        """Frames in runs of one format without gaps, each with the seconds at which it starts. A run is to be used up
+        before the next is asked for. Joined recordings change their format on the way; dropped packets leave gaps."""
+        waiting = [(self._place(self.first), self.first)]
+
+        def run(start: Fraction, frame: AudioFrame) -> Iterator[AudioFrame]:
+            known, end = _format(frame), start + _seconds(frame)
+            yield frame
+            for following in self._frames:
+                at = self._place(following)
+                if _format(following) != known or abs(at - end) > JITTER:
+                    waiting.append((at, following))
+                    return
+                end += _seconds(following)
+                yield following
+
+        while waiting:
+            start, frame = waiting.pop()
+            yield start, run(start, frame)
+
+    def _place(self, frame: AudioFrame) -> Fraction:
+        return self._clock.place(time_of(frame), _seconds(frame))
+
+
+def _seconds(frame: AudioFrame) -> Fraction:
+    return Fraction(frame.samples, frame.sample_rate)
 
 
 def _format(frame: AudioFrame) -> tuple[str, str, int]:
     return frame.format.name, frame.layout.name, frame.sample_rate
 
 
-def _resample(frames: Iterator[AudioFrame]) -> Iterator[NDArray[np.float32]]:
-    """Frames of one format to blocks (channels, n) at 16 kHz; of more than two channels the mix for two."""
-    resampler = None
-    for frame in frames:
-        if resampler is None:
-            layout = "mono" if frame.layout.nb_channels == 1 else "stereo"
-            resampler = av.AudioResampler(format="fltp", layout=layout, rate=SAMPLE_RATE)
-        yield from _samples(resampler, frame)
-    if resampler is not None:
-        yield from _samples(resampler, None)
-
-
-def _samples(resampler: av.AudioResampler, frame: AudioFrame | None) -> Iterator[NDArray[np.float32]]:
-    """Push a frame, or None for the end, through a resampler; what comes out."""
-    # A resampler with nothing to do hands the None of the end through.
-    for block in filter(None, resampler.resample(frame)):
-        yield block.to_ndarray().astype(np.float32, copy=False)
-
-
-class _Line:
-    """Samples at 16 kHz on a line of time: pieces where they start, silence between them."""
-
-    def __init__(self, path: PathLike) -> None:
-        self.path, self.length, self.skip = path, 0, 0
-        self.pieces: list[tuple[int, list[NDArray[np.float32]]]] = []
-
-    def start(self, seconds: Fraction) -> None:
-        """Begin a piece. What of it lies before time 0, or where samples are already, is left out."""
-        at = round(seconds * SAMPLE_RATE)
-        self.skip = max(0, self.length - at)
-        self.length = max(self.length, at)
-        self.pieces.append((self.length, []))
-
-    def add(self, block: NDArray[np.float32]) -> None:
-        """Samples (channels, n) that follow. Raises InputError: more than MAX_SECONDS."""
-        skipped = min(self.skip, block.shape[1])
-        self.skip -= skipped
-        self.length += block.shape[1] - skipped
-        if self.length > MAX_SECONDS * SAMPLE_RATE:
-            raise InputError(f"{self.path} has more than {MAX_SECONDS / 3600:g} hours of sound; cut it into parts")
-        self.pieces[-1][1].append(block[:, skipped:])
-
-    def mixed(self, end: int | None) -> NDArray[np.float32]:
-        """The whole line (n,), cut at sample `end`."""
-        whole = np.zeros(self.length, np.float32)
-        for at, blocks in self.pieces:
-            if blocks:
-                piece = mono(np.concatenate(blocks, 1))
-                whole[at : at + len(piece)] = piece
-        return whole[:end]
+def _resample(frames: Iterator[AudioFrame], layout: str, rate: int) -> Iterator[NDArray[np.float32]]:
+    """Frames of one format to blocks (channels, n)."""
+    resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
+    for frame in chain(frames, [None]):
+        # A resampler with nothing to do hands the None of the end through.
+        for block in filter(None, resampler.resample(frame)):
+            yield block.to_ndarray().astype(np.float32, copy=False)
 
 
 def mono(samples: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -15,14 +15,13 @@ from mssync.errors import InputError, PathLike, output_file, written_whole
 from mssync.meter import SyncMeter
 from mssync.score import IN_SYNC_MS, score
 from mssync.syncer import MAX_OFFSET
-from mssync.video import open_media, picture_stream
+from mssync.video import PLAYED, open_media, picture_stream
 
 if TYPE_CHECKING:
     from av.container import InputContainer, OutputContainer
 
 FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
 SOUND = {".mp4": "aac", ".mov": "aac", ".mkv": "libopus", ".webm": "libopus"}  # where the sound cannot be copied
-PLAYED = {".mp4": {"aac", "mp3", "ac3", "eac3", "opus", "alac"}}  # an MP4 holds more than most players play
 RATE = 48000  # Hz, of sound that is encoded: the only common one that libopus takes
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, islice
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
     from mssync.signing import Signer
+    from mssync.soundtrack import Sound
 
 RGB = NDArray[np.uint8]
 T = TypeVar("T")
@@ -47,7 +48,9 @@ MIN_SIDE = 32  # pixels: a picture smaller than this holds no face to work with
 BACKGROUND = (255, 255, 255)  # what shows through transparent pixels
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 CRF = "18"  # x264's constant quality: 18 is visually close to the input
-OUTPUT_SAMPLE_RATE = 48000  # an AAC frame of 1024 samples is then 21 ms, shorter than a video frame
+AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # Hz; other sound becomes 48 kHz
+CHANNEL_BITS, BITS_A_SAMPLE = 96000, 4  # a second of one channel of AAC at most, and of slow sound
+PLAYED = {".mp4": {"aac", "mp3", "ac3", "eac3", "opus", "alac"}}  # an MP4 holds more than most players play
 BT709 = 1  # the number of this colour space, its primaries and its transfer curve in H.264
 
 
@@ -438,7 +441,7 @@ def _scan(container: InputContainer, stream: Stream, zero: Fraction | None = Non
 def write_video(
     path: PathLike,
     frames: Iterable[RGB],
-    audio: NDArray[np.float32] | None,
+    audio: NDArray[np.float32] | Sound | None,
     sample_rate: int = 16000,
     comment: str | None = None,
     generated: bool = True,
@@ -448,7 +451,8 @@ def write_video(
 ) -> int:
     """Write frames and sound to an MP4 (H.264 yuv420p, 25 fps, AAC, fast start); return the number of frames.
 
-    The sound is cut, or filled up with silence, to the length of the picture. Frames are taken one at a time.
+    The sound is cut, or filled up with silence, to the length of the picture; that of a file is kept as it is, see
+    `mssync.soundtrack`. Frames are taken one at a time.
     The file appears under its name only when it is complete. Its metadata mark it as generated (see
     `mssync.provenance`): the description and an XMP packet do, and the comment unless you give another one.
 
@@ -456,9 +460,9 @@ def write_video(
         path: must end in .mp4; an existing file is replaced
         frames: uint8 RGB (height, width, 3), all of one size; an odd height or width is made even by
             repeating the last row or column
-        audio: samples in [-1, 1], shape (n,) or (n, channels) with one or two channels; None for no sound
-            track
-        sample_rate: Hz
+        audio: `Frames.audio` or another `Sound`; or samples in [-1, 1], shape (n,) or (n, channels) with one or two
+            channels; None for no sound track
+        sample_rate: of samples, in Hz
         comment: the comment in the metadata, instead of the statement that the video is generated
         generated: whether the pictures were made by a model; where not, nothing marks them so
         model: the name of the model, for the metadata; None to ask the frames for theirs (`Frames.model`)
@@ -482,14 +486,14 @@ def write_video(
                 if generated:
                     container.metadata.update(comment=comment or words, description=words)
                 picture = _PictureTrack(container, first.shape)
-                sound = None if audio is None else _SoundTrack(container, audio, sample_rate)
+                sound = None if audio is None else _sound_track(container, audio, sample_rate)
                 for frame in chain([first], frames):
                     picture.write(frame)
                     if sound is not None:
                         sound.write_until(picture.count)
-                for track in (picture, sound):
-                    if track is not None:
-                        container.mux(track.stream.encode(None))
+                picture.finish()
+                if sound is not None:
+                    sound.finish()
         except av.FFmpegError as error:
             raise InputError(f"cannot write {path}: {error.strerror}") from error
         if generated:
@@ -532,33 +536,69 @@ class _PictureTrack:
         self.container.mux(self.stream.encode(frame))
         self.count += 1
 
+    def finish(self) -> None:
+        self.container.mux(self.stream.encode(None))
 
-class _SoundTrack:
-    """Encodes samples to AAC, in step with the picture."""
 
-    def __init__(self, container: OutputContainer, audio: NDArray[np.float32], sample_rate: int) -> None:
-        samples = np.asarray(audio, np.float32)
-        self.samples = samples[:, None] if samples.ndim == 1 else samples
-        channels = self.samples.shape[1]
-        if channels not in (1, 2):
-            raise ValueError(f"sound must have one or two channels, not {channels}")
-        self.container = container
-        self.sample_rate = sample_rate
+def _sound_track(container: OutputContainer, audio: NDArray[np.float32] | Sound, sample_rate: int) -> Any:
+    if not isinstance(audio, np.ndarray):
+        return audio.track(container)
+    return encoded_array(container, np.asarray(audio, np.float32), sample_rate)
+
+
+def encoded_array(container: OutputContainer, samples: NDArray[np.float32], rate: int) -> EncodedSound:
+    """Sound (n,) or (n, channels), for `write_video`. Raises ValueError: more than two channels."""
+    channels = samples[:, None] if samples.ndim == 1 else samples
+    layout = {1: "mono", 2: "stereo"}.get(channels.shape[1])
+    if layout is None:
+        raise ValueError(f"sound must have one or two channels, not {channels.shape[1]}")
+    return EncodedSound(container, iter([channels.T]), layout, rate)
+
+
+class EncodedSound:
+    """Encodes samples to AAC, in step with the picture, which it lasts as long as.
+
+    blocks: (channels, n) in [-1, 1] each, one after the other; layout: ffmpeg's name of the channels; rate: Hz;
+    opened: closed at the end.
+    """
+
+    def __init__(
+        self,
+        container: OutputContainer,
+        blocks: Iterator[NDArray[np.float32]],
+        layout: str,
+        rate: int,
+        opened: ExitStack | None = None,
+    ) -> None:
+        self.container, self.blocks, self.layout, self.rate = container, blocks, layout, rate
+        self.opened = ExitStack() if opened is None else opened
         self.written = 0
-        self.layout = "mono" if channels == 1 else "stereo"
-        self.stream = container.add_stream("aac", rate=OUTPUT_SAMPLE_RATE, layout=self.layout)
+        self.waiting = np.zeros((av.AudioLayout(self.layout).nb_channels, 0), np.float32)
+        output = rate if rate in AAC_RATES else AAC_RATES[-1]
+        self.stream = container.add_stream("aac", rate=output, layout=self.layout)
+        self.stream.bit_rate = len(self.waiting) * min(CHANNEL_BITS, BITS_A_SAMPLE * output)
 
     def write_until(self, count: int) -> None:
         """Write the sound of the first `count` video frames, as far as it is not written yet."""
-        end = round(count * self.sample_rate * FRAME)
-        block = np.zeros((self.samples.shape[1], end - self.written), np.float32)
-        there = self.samples[self.written : end].T.clip(-1, 1)
-        block[:, : there.shape[1]] = there
-        frame = av.AudioFrame.from_ndarray(block, format="fltp", layout=self.layout)
-        frame.sample_rate, frame.pts = self.sample_rate, self.written
-        frame.time_base = Fraction(1, self.sample_rate)
-        self.container.mux(self.stream.encode(frame))
+        end = round(count * self.rate * FRAME)
+        while self.waiting.shape[1] < end - self.written:
+            block = next(self.blocks, None)
+            if block is None:
+                missing = end - self.written - self.waiting.shape[1]
+                block = np.zeros((len(self.waiting), missing), np.float32)
+            self.waiting = np.concatenate([self.waiting, block], 1)
+        block, self.waiting = np.split(self.waiting, [end - self.written], 1)
+        if block.size:
+            samples = np.ascontiguousarray(block.clip(-1, 1))
+            frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=self.layout)
+            frame.sample_rate, frame.pts = self.rate, self.written
+            frame.time_base = Fraction(1, self.rate)
+            self.container.mux(self.stream.encode(frame))
         self.written = end
+
+    def finish(self) -> None:
+        self.container.mux(self.stream.encode(None))
+        self.opened.close()
 
 
 # Looking at files
