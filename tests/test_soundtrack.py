@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 from test_time import CODECS, film, heard, seen
 
 from mssync.audio import load_audio
+from mssync.resync import shift_sound
 from mssync.soundtrack import Sound
 from mssync.video import VideoReader, probe, write_video
 
@@ -139,3 +143,65 @@ def test_more_channels_are_kept(make_sound: Any, tmp_path: Path) -> None:
     assert samples.shape[0] == 6
     assert samples[2].std() == pytest.approx(sound[:, 2].std(), rel=0.1)
     assert samples[0].std() < 0.01
+
+
+# ---- several tracks
+
+
+def two_tracks(path: Path, default: int, unknown: int | None = None) -> Path:
+    """A video with a quiet and a loud tone as its two sound tracks; the codec of one may be unknown."""
+    with av.open(str(path), "w") as container:
+        picture = container.add_stream("libx264", rate=25)
+        picture.width, picture.height, picture.pix_fmt = 64, 48, "yuv420p"
+        sounds: Any = [container.add_stream("aac", rate=48000, layout="mono") for _ in range(2)]
+        for number, stream in enumerate(sounds):
+            stream.disposition = Disposition(int(Disposition.default) * (number == default))
+        for k in range(25):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 99, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = k, Fraction(1, 25)
+            container.mux(picture.encode(frame))
+            for amplitude, stream in zip((0.05, 0.5), sounds, strict=True):
+                tone = amplitude * np.sin(np.arange(1920) * 0.1, dtype=np.float32)
+                block = av.AudioFrame.from_ndarray(tone[None], format="fltp", layout="mono")
+                block.sample_rate, block.pts, block.time_base = 48000, 1920 * k, Fraction(1, 48000)
+                container.mux(stream.encode(block))
+        for stream in (picture, *sounds):
+            container.mux(stream.encode(None))
+    if unknown is not None:
+        content = path.read_bytes()
+        entries = [match.start() + 16 for match in re.finditer(b"stsd............mp4a", content, re.DOTALL)]
+        begin = entries[unknown]
+        end = begin - 4 + int.from_bytes(content[begin - 4 : begin], "big")
+        strange = content[begin:end].replace(b"mp4a", b"zzzz").replace(b"esds", b"sdse").replace(b"wave", b"evaw")
+        path.write_bytes(content[:begin] + strange + content[end:])
+    return path
+
+
+def amplitude(tone: np.ndarray) -> float:
+    return float(tone[4000:12000].std() * np.sqrt(2))
+
+
+@pytest.mark.parametrize(("default", "peak"), [(0, 0.05), (1, 0.5)])
+def test_the_track_marked_default_is_heard(tmp_path: Path, default: int, peak: float) -> None:
+    path = two_tracks(tmp_path / "a.mkv", default)
+    assert amplitude(load_audio(path)) == pytest.approx(peak, rel=0.1)
+    write_video(tmp_path / "out.mp4", VideoReader(path), Sound.read(path))
+    assert amplitude(load_audio(tmp_path / "out.mp4")) == pytest.approx(peak, rel=0.1)
+
+
+@pytest.mark.parametrize(("unknown", "peak"), [(0, 0.5), (1, 0.05)])
+def test_a_track_of_an_unknown_codec_hides_no_other_one(tmp_path: Path, unknown: int, peak: float) -> None:
+    path = two_tracks(tmp_path / "a.mov", unknown, unknown)
+    assert probe(path).channels == 1
+    assert amplitude(load_audio(path)) == pytest.approx(peak, rel=0.1)
+    for suffix in (".mov", ".mkv"):
+        with pytest.warns(UserWarning, match=rf"track {unknown + 2} \(audio\) is left out: its codec is not known"):
+            assert shift_sound(path, tmp_path / f"out{suffix}", 0.0) == "copied"
+        assert amplitude(load_audio(tmp_path / f"out{suffix}")) == pytest.approx(peak, rel=0.1)
+
+
+def test_unknown_tracks_of_others(failing_dir: Path, tmp_path: Path) -> None:
+    for name in ("04_unknown_second_track.mov", "05_unknown_first_track.mov"):
+        with pytest.warns(UserWarning, match="left out"):
+            shift_sound(failing_dir / name, tmp_path / "out.mp4", 0.0)
+        assert len(load_audio(tmp_path / "out.mp4")) == pytest.approx(5 * 16000, abs=800)
