@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from mssync import provenance
+from mssync.colour import to_srgb
 from mssync.errors import InputError, PathLike, input_file, written_whole
 from mssync.provenance import Provenance
 
@@ -337,10 +338,8 @@ class VideoReader:
                 yield orient(self._rgb(frame), self._matrix)
 
     def _rgb(self, frame: VideoFrame) -> RGB:
-        """One frame in RGB, in the size of the first one: streams may change it half-way."""
-        width, height = self._size
-        picture = frame.reformat(width=width, height=height, format="rgb24")
-        return picture.to_ndarray().astype(np.uint8, copy=False)
+        """One frame in sRGB, in the size of the first one: streams may change it half-way."""
+        return to_srgb(frame, *self._size)
 
 
 def on_grid(frames: Iterable[tuple[Fraction, Fraction, T]]) -> Iterator[T]:
