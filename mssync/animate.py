@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice, tee
 from numbers import Integral, Real
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mssync import weights
-from mssync.audio import features, is_silent, live_features, load_audio, n_video_frames
+from mssync.audio import features, is_silent, live_features, n_video_frames
 from mssync.cores import Cores
 from mssync.errors import InputError, PathLike, as_path
 from mssync.faces import Box, Face, FaceMesh, crop, crop_box, in_crop, largest_face, paste
@@ -29,12 +30,11 @@ from mssync.inputs import (
     Array,
     Media,
     Picture,
-    Sound,
+    Speech,
     array_of,
     is_path,
     local_file,
     name_of,
-    sound_file,
     type_name,
 )
 from mssync.inputs import picture as read_picture
@@ -54,6 +54,7 @@ from mssync.motion import (
 )
 from mssync.precision import choose
 from mssync.reenact import SIZE, Reenactor
+from mssync.soundtrack import Sound
 from mssync.video import FPS, VideoReader, write_video
 
 if TYPE_CHECKING:
@@ -93,16 +94,16 @@ class Frames(Iterator[np.ndarray]):
     """Frames of a video, uint8 (height, width, 3) RGB at 25 a second, made as they are asked for.
 
     `len(frames)` is their number in all, `motion` (T, 10, 6) what they show (what is not made yet is made when it is
-    asked for), `audio` float32 (n,) at 16 kHz the sound that belongs to them, or None, `model` the name of the
-    reenactor and `precision` that of its drawing, which the video's metadata mention. `close` ends the drawing early;
-    so does leaving a `with` block.
+    asked for), `audio` the `Sound` that belongs to them, as it was given, or None, `model` the name of the reenactor
+    and `precision` that of its drawing, which the video's metadata mention. `close` ends the drawing early; so does
+    leaving a `with` block.
     """
 
     def __init__(
         self,
         frames: Generator[np.ndarray, None, None],
         motion: GrowingMotion,
-        audio: np.ndarray | None,
+        audio: Sound | None,
         pipeline: Pipeline,
         source_size: tuple[int, int],
     ) -> None:
@@ -332,7 +333,7 @@ class Pipeline:
     def animate(
         self,
         image: Picture | Portrait,
-        audio: Sound,
+        audio: Speech,
         *,
         sample_rate: int | None = None,
         head_motion: float = 1.0,
@@ -370,10 +371,10 @@ class Pipeline:
                 f"this model has no {GENERATOR_FILE}, so it cannot speak; "
                 "train one on its motion, or use the model 'compact'"
             )
-        with sound_file(audio, sample_rate) as recording:
-            waveform = load_audio(recording.path, MIN_SECONDS)
+        sound = Sound.given(audio, sample_rate, MIN_SECONDS)
+        waveform = sound.speech
         if is_silent(waveform) and not self.live:
-            warnings.warn(f"{recording.name} is silent: the face stays quiet", stacklevel=1)
+            warnings.warn(f"{sound.name} is silent: the face stays quiet", stacklevel=1)
             expression = 0.0
         portrait = self.portrait(image)
         parts: Iterable[np.ndarray] = self._generate(portrait, waveform, seed)
@@ -381,7 +382,7 @@ class Pipeline:
             parts = [gaussian(np.concatenate(list(parts)), smooth)]
         factors = {"head": head_motion, "expression": expression}
         motion = (control(portrait.pose, part, self.reenactor.rigid, **factors) for part in parts)
-        return self._render(portrait, GrowingMotion(motion, n_video_frames(len(waveform))), waveform, size, paste_back)
+        return self._render(portrait, GrowingMotion(motion, n_video_frames(len(waveform))), sound, size, paste_back)
 
     def reenact(
         self,
@@ -409,10 +410,11 @@ class Pipeline:
         """
         check_options(size=size)
         portrait = self.portrait(image)
-        with local_file(video, "the video") as driving:
+        with ExitStack() as opened:
+            driving = opened.enter_context(local_file(video, "the video"))
             reader = VideoReader(driving.path)
             motion = self._watched(reader, driving.name, progress)
-            sound = load_audio(driving.path) if reader.has_audio else None
+            sound = Sound.read(driving.path, name=driving.name).keeping(opened) if reader.has_audio else None
         if not absolute:
             start = best_start(motion, portrait.pose) if best_frame else 0
             motion = relative(motion, motion[start], portrait.pose)
@@ -545,7 +547,7 @@ class Pipeline:
         self,
         portrait: Portrait,
         motion: np.ndarray | GrowingMotion,
-        audio: np.ndarray | None,
+        audio: Sound | None,
         size: int,
         paste_back: bool,
     ) -> Frames:

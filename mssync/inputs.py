@@ -33,7 +33,7 @@ Content: TypeAlias = bytes | bytearray | memoryview | IO[bytes]  # of a file
 Media: TypeAlias = PathLike | Content
 Array: TypeAlias = NDArray[Any] | torch.Tensor
 Picture: TypeAlias = Union[Media, Array, "Image.Image"]
-Sound: TypeAlias = Media | Array
+Speech: TypeAlias = Media | Array
 
 LAYOUTS = ("mono", "stereo", "2.1", "4.0", "5.0", "5.1", "6.1", "7.1")  # of sound with 1, 2, … channels
 MAX_CHANNELS, MAX_RATE = len(LAYOUTS), 768_000  # Hz, more than any converter has
@@ -184,7 +184,7 @@ def _eight_bits(array: NDArray[Any], what: str) -> NDArray[np.uint8]:
 
 
 @contextmanager
-def sound_file(given: Sound, sample_rate: int | None = None, what: str = "the audio") -> Iterator[LocalFile]:
+def sound_file(given: Speech, sample_rate: int | None = None, what: str = "the audio") -> Iterator[LocalFile]:
     """A recording that can be read by its path while the block lasts; an array becomes one, so that all are read alike.
 
     given: a recording or a video (see `local_file`); or an array (n,), (n, channels) or (channels, n) of at most 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import tempfile
@@ -18,7 +19,7 @@ from PIL import Image
 
 import mssync
 from mssync import inputs
-from mssync.audio import load_audio
+from mssync.audio import load_audio, mono
 from mssync.errors import InputError
 from mssync.stream import Resampler, StreamingAnimator
 from mssync.video import write_video
@@ -176,11 +177,11 @@ PAIR = np.stack([VOICE, np.roll(VOICE, 9)], 1)
         "uint8": (np.round(VOICE * 128 + 128).astype(np.uint8), VOICE, 5e-3),
         "a column": (VOICE[:, None], VOICE, 0),
         "a row": (VOICE[None], VOICE, 0),
-        "stereo, channels last": (PAIR, PAIR.mean(1), 1e-6),
-        "stereo, channels first": (PAIR.T, PAIR.mean(1), 1e-6),
+        "stereo, channels last": (PAIR, mono(PAIR.T), 1e-6),
+        "stereo, channels first": (PAIR.T, mono(PAIR.T), 1e-6),
         "beyond full scale, as files are": (4 * VOICE / np.abs(VOICE).max(), VOICE / np.abs(VOICE).max(), 1e-6),
         "torch": (torch.from_numpy(VOICE), VOICE, 0),
-        "torch stereo int16": (torch.from_numpy((PAIR.T * 32767).astype(np.int16)), PAIR.mean(1), 1e-4),
+        "torch stereo int16": (torch.from_numpy((PAIR.T * 32767).astype(np.int16)), mono(PAIR.T), 2e-4),
         "torch bfloat16": (torch.from_numpy(VOICE).bfloat16(), VOICE, 5e-3),
     }.values(),
 )
@@ -268,7 +269,7 @@ def test_the_same_speech_in_any_form_moves_the_face_alike(talker, make_sound, to
     for given, rate in ((voice, 44100), (torch.from_numpy(voice), 44100), (path.read_bytes(), None)):
         frames = talker.animate(RGB, given, sample_rate=rate)
         assert len(frames) == len(expected) == 25
-        np.testing.assert_array_equal(frames.audio, expected.audio)
+        np.testing.assert_array_equal(frames.audio.speech, expected.audio.speech)
 
 
 # Videos and motion
@@ -288,7 +289,9 @@ def test_videos(talker, driving, no_copies_left):
         np.testing.assert_array_equal(talker.motion(way), expected)
     whole, copied = (talker.reenact(RGB, way) for way in (driving, content))
     np.testing.assert_array_equal(whole.motion, copied.motion)
-    np.testing.assert_array_equal(whole.audio, copied.audio)
+    np.testing.assert_array_equal(whole.audio.speech, copied.audio.speech)
+    del whole, copied  # copies are kept as long as somebody may write their sound
+    gc.collect()
 
 
 @pytest.mark.parametrize(
