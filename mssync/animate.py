@@ -10,11 +10,11 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice, tee
+from itertools import islice
 from numbers import Integral, Real
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,8 +24,9 @@ from torch import Tensor
 from mssync import weights
 from mssync.audio import features, is_silent, live_features, n_video_frames
 from mssync.cores import Cores
+from mssync.driving import Shot, crops, find_shots, joined
 from mssync.errors import InputError, PathLike, as_path
-from mssync.faces import Box, Face, FaceMesh, crop, crop_box, in_crop, largest_face, paste
+from mssync.faces import Box, FaceMesh, crop, crop_box, in_crop, largest_face, paste
 from mssync.inputs import (
     Array,
     Media,
@@ -44,7 +45,6 @@ from mssync.motion import (
     best_start,
     check_motion,
     control,
-    filled_gaps,
     gaussian,
     idle,
     load_motion,
@@ -61,6 +61,8 @@ if TYPE_CHECKING:
     from mssync.generator import Generator as MotionGenerator
     from mssync.signing import Signer
 
+T = TypeVar("T")
+
 MODELS = {"compact": weights.SHIPPED}  # a model is a folder with these files
 REENACTOR_FILE, GENERATOR_FILE = "reenactor.safetensors", "generator.safetensors"
 LIVE_FILE = "generator_live.safetensors"  # of the same folder: hears little of what is to come
@@ -68,7 +70,6 @@ REENACTORS = ("compact", "fomm")  # kinds of model files that draw faces
 DEVICES = ("cpu", "cuda", "mps")
 
 BATCH = 4  # frames that a core draws at once: with more, memory is asked for anew each time
-DETECT_EVERY = 5  # every how many frames a driving video is searched for the face, which fixes its crop
 MIN_SECONDS = 0.2  # the shortest speech: one window of the finest syncer
 MAX_PICTURE = 1920  # longest side of a video with the full picture, in pixels
 
@@ -413,11 +414,12 @@ class Pipeline:
         with ExitStack() as opened:
             driving = opened.enter_context(local_file(video, "the video"))
             reader = VideoReader(driving.path)
-            motion = self._watched(reader, driving.name, progress)
+            shots, motions = self._watched(reader, driving.name, progress)
             sound = Sound.read(driving.path, name=driving.name).keeping(opened) if reader.has_audio else None
         if not absolute:
-            start = best_start(motion, portrait.pose) if best_frame else 0
-            motion = relative(motion, motion[start], portrait.pose)
+            starts = [best_start(motion, portrait.pose) if best_frame else 0 for motion in motions]
+            motions = [relative(m, m[k], portrait.pose) for m, k in zip(motions, starts, strict=True)]
+        motion = joined(motions, *shots)
         return self._render(portrait, motion, sound, size, paste_back)
 
     def render(
@@ -453,25 +455,24 @@ class Pipeline:
         video, progress: as in `reenact`.
         """
         with local_file(video, "the video") as file:
-            return self._watched(VideoReader(file.path), file.name, progress)
+            shots, motions = self._watched(VideoReader(file.path), file.name, progress)
+        return joined(motions, *shots)
 
-    def _watched(self, reader: VideoReader, name: str, progress: Progress | None) -> np.ndarray:
-        """Motion (T, 10, 6), of two turns: the first finds the place of the face."""
+    def _watched(
+        self, reader: VideoReader, name: str, progress: Progress | None
+    ) -> tuple[tuple[list[Shot], int], list[np.ndarray]]:
+        """Shots of a video and the number of its frames, and the motion (n, 10, 6) of each shot. Takes two turns: the
+        first finds the faces, the second sees them in their crops."""
         count = max(1, round(FPS * reader.duration))
-        found = self.face_mesh.track(islice(_told(reader, count, progress, 0, 2), 0, None, DETECT_EVERY))
-        faces: list[Face] = [face for face in found if face is not None]
-        if not faces:
-            raise InputError(f"{name}: no face found; use a video of one person facing the camera")
-        box = crop_box(faces, reader.width, reader.height)
-        crops = (crop(frame, box, SIZE) for frame in _told(reader, count, progress, 1, 2))
-        if not self.reenactor.needs_landmarks:
-            return np.concatenate([self._keypoints(np.stack(batch)) for batch in _batches(crops, BATCH)])
-        frames, searched = tee(crops)
-        faces_in_crops = self.face_mesh.track(searched)
-        seen = [self._seen_keypoints(frame, face) for frame, face in zip(frames, faces_in_crops, strict=True)]
-        if all(pose is None for pose in seen):
-            raise InputError(f"{name}: no face found; use a video of one person facing the camera")
-        return filled_gaps(seen)
+        frames = _told(reader, count, progress, 0, 2)
+        found = find_shots(frames, self.face_mesh, reader.width, reader.height, name)
+        seen: list[list[np.ndarray]] = [[] for _ in found[0]]
+        for batch in _batches(crops(_told(reader, count, progress, 1, 2), found[0], SIZE), BATCH):
+            numbers, images, landmarks = zip(*batch, strict=True)
+            points = in_crop(np.stack(landmarks), Box(0, 0, SIZE))
+            for number, pose in zip(numbers, self._keypoints(np.stack(images), points), strict=True):
+                seen[number].append(pose)
+        return found, [np.stack(poses) for poses in seen]
 
     def portrait(self, image: Picture | Portrait) -> Portrait:
         """Find the face of a picture (the largest, when there are several), crop it, prepare its rendering.
@@ -516,13 +517,6 @@ class Pipeline:
     def _keypoints(self, images: np.ndarray, landmarks: np.ndarray | None = None) -> np.ndarray:
         points = None if landmarks is None else torch.from_numpy(landmarks).to(self.device)
         return self.reenactor.keypoints(_to_tensor(images, self.device), points).cpu().numpy()
-
-    def _seen_keypoints(self, frame: np.ndarray, face: Face | None) -> np.ndarray | None:
-        """Keypoints (10, 6) of one frame (256, 256, 3) with its face; None where none was found."""
-        if face is None:
-            return None
-        whole = Box(0, 0, frame.shape[0])
-        return self._keypoints(frame[None], in_crop(face.landmarks, whole)[None])[0]
 
     @torch.inference_mode()
     def _prepare(self, image: np.ndarray, motion: np.ndarray) -> Any:
@@ -618,7 +612,7 @@ def _fitted(picture: np.ndarray) -> tuple[np.ndarray, float]:
     return np.asarray(Image.fromarray(picture).resize(small, Image.Resampling.LANCZOS)), scale
 
 
-def _batches(items: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
