@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
@@ -68,6 +69,9 @@ def load_audio(path: PathLike, min_seconds: float = 0.0) -> NDArray[np.float32]:
             raise InputError(
                 f"{path} has no sound that can be decoded; give a recording, or a video with a sound track"
             )
+        if len(container.streams.audio) > 1:
+            number, count = list(container.streams.audio).index(stream) + 1, len(container.streams.audio)
+            warnings.warn(f"{path} has {count} sound tracks; number {number} is read", stacklevel=2)
         try:
             waveform = _read(container, stream, first_shown(path), path)
         except av.FFmpegError as error:  # more channels than ffmpeg has names for
