@@ -13,18 +13,26 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PathLike = str | os.PathLike[str]
+LONGEST_SHOWN = 200  # characters of a path in a message
 
 
 class InputError(ValueError):
     """Something that the user gave cannot be used; the message is one line that says what and why."""
 
 
+def as_path(given: object) -> Path:
+    """A path as a Path, also an os.PathLike that holds bytes. Raises InputError: it is none."""
+    if not isinstance(given, str | os.PathLike):
+        raise InputError(f"a file is given by its path here, not as {type(given).__name__}")
+    return Path(os.fsdecode(given))
+
+
 def input_file(path: PathLike) -> Path:
     """Return `path` as a Path after checking that it is a file with content that may be read.
 
-    Raises InputError: missing, a directory, not a regular file, no permission, empty.
+    Raises InputError: no path, missing, a directory, not a regular file, no permission, empty.
     """
-    path = Path(path)
+    path = as_path(path)
     try:
         if path.is_dir():
             raise InputError(f"{path} is a directory, not a file")
@@ -45,13 +53,19 @@ def input_file(path: PathLike) -> Path:
 def output_file(path: PathLike, suffix: str) -> Path:
     """Return `path` as a Path after checking that a file of that name can be made.
 
-    Raises InputError: wrong suffix, a directory, the folder is missing or may not be written to.
+    Raises InputError: no path, wrong suffix, a directory, the folder is missing or may not be written to.
     """
-    path = Path(path)
+    path = as_path(path)
     if path.suffix.lower() != suffix:
         raise InputError(f"the output {path} must end in {suffix}")
     if os.path.isdir(path):
         raise InputError(f"cannot write {path}: it is a directory; give the name of a file in it")
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # such as a name that is too long
+        raise InputError(f"cannot write {_short(path)}: {_reason(error)}") from None
     if os.path.isfile(path.parent) or not os.path.lexists(path.parent):
         raise InputError(f"cannot write {path}: there is no folder {path.parent}; make it first")
     if not os.access(path.parent, os.W_OK | os.X_OK):
@@ -81,6 +95,12 @@ def written_whole(path: PathLike, suffix: str) -> Iterator[Path]:
     except BaseException:  # also KeyboardInterrupt and a closed generator
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _short(path: Path) -> str:
+    """A path without the middle of a very long name."""
+    name = str(path)
+    return name if len(name) <= LONGEST_SHOWN else f"{name[:60]} … {name[-20:]}"
 
 
 def _reason(error: Exception) -> str:

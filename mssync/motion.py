@@ -78,18 +78,6 @@ def _filter(motion: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     return out.astype(np.float32)
 
 
-def filled_gaps(poses: Sequence[np.ndarray | None]) -> np.ndarray:
-    """Poses (10, 6), None where no face was found -> motion (T, 10, 6), linear across the gaps.
-
-    At least one pose must be known.
-    """
-    known = np.array([t for t, pose in enumerate(poses) if pose is not None])
-    values = np.stack([pose for pose in poses if pose is not None]).reshape(len(known), -1)
-    times = np.arange(len(poses))
-    filled = np.stack([np.interp(times, known, column) for column in values.T], -1)
-    return filled.reshape(-1, KEYPOINTS, VALUES).astype(np.float32)
-
-
 # Head and expression
 
 

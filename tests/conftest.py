@@ -25,6 +25,16 @@ def data_dir() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def failing_dir() -> Path:
+    """Files of faults that were found: $MSSYNC_FAILING, or ../shared/failing beside the repository."""
+    default = Path(__file__).parents[1] / ".." / "shared" / "failing"
+    folder = Path(os.environ.get("MSSYNC_FAILING", default)).resolve()
+    if not folder.is_dir():
+        pytest.skip(f"no failing files in {folder} (set MSSYNC_FAILING)")
+    return folder
+
+
 @pytest.fixture
 def tone() -> Callable[..., NDArray[np.float32]]:
     """tone(seconds, rate, silence=0): a 440 Hz sine of amplitude 0.5 after some seconds of silence."""

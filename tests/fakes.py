@@ -12,7 +12,7 @@ from torch import nn
 from mssync.audio import SAMPLE_RATE
 from mssync.config import GeneratorConfig
 from mssync.data.clips import Entry
-from mssync.faces import CHIN, Face
+from mssync.faces import CHIN, Box, Face
 
 
 def golden_rule(name: str, like: torch.Tensor) -> torch.Tensor:
@@ -55,6 +55,28 @@ class FakeMesh:
     def track(self, frames):
         for frame in frames:
             yield next(iter(self(frame)), None)
+
+    def detect(self, image: np.ndarray) -> list[Box]:
+        return [Box(0, 0, min(image.shape[:2]))] if image.any() else []
+
+    def follower(self) -> FakeFollower:
+        return FakeFollower(self)
+
+    def release(self, follower: FakeFollower) -> None:
+        pass
+
+
+class FakeFollower:
+    """Follows the largest face of a `FakeMesh`."""
+
+    def __init__(self, mesh: FakeMesh) -> None:
+        self.mesh = mesh
+
+    def start(self, window: Box) -> None:
+        pass
+
+    def __call__(self, image: np.ndarray) -> np.ndarray | None:
+        return next((face.landmarks for face in self.mesh(image)), None)
 
 
 class FakeReenactor:

@@ -7,6 +7,8 @@ a command runs, so that help is quick.
 from __future__ import annotations
 
 import importlib.util
+import signal
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -130,10 +132,11 @@ SyncersOption = Annotated[
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """A table with a column for every name that a row has, in the order in which they come up."""
     import csv
 
     with written_whole(path, ".csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
         writer.writeheader()
         writer.writerows(rows)
 
@@ -215,4 +218,13 @@ def waiting(message: str) -> Iterator[None]:
 def main() -> None:
     """Entry point of the `mssync` command."""
     hold_back_chatter()
+    if sys.stdout is not None:  # a console that cannot show a name gets it escaped
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C: what is half written goes
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _end)
     app()
+
+
+def _end(number: int, _: Any) -> None:
+    raise SystemExit(128 + number)

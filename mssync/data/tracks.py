@@ -74,19 +74,24 @@ class Track:
         return float(np.median(self.heights))
 
 
-def find_tracks(frames: Iterable[RGB], mesh: FaceMesh) -> tuple[list[Track], int]:
+def find_tracks(
+    frames: Iterable[RGB], mesh: FaceMesh, cuts: list[int] | None = None, part: bool = True
+) -> tuple[list[Track], int]:
     """Tracks of a video, sorted by start, then the largest face first; and the number of frames. Streams.
 
-    frames: (H, W, 3) uint8 RGB at 25 a second, of one size.
+    frames: (H, W, 3) uint8 RGB at 25 a second, of one size. cuts: gets the frames with which new scenes begin.
+    part: whether tracks of more than LONGEST frames are parted.
     """
     search, count = _Search(mesh), 0
     for frame, cut in scenes(frames):
         if cut:
             search.end_all()
+            if cuts is not None:
+                cuts.append(count)
         search(frame)
         count += 1
     search.end_all()
-    tracks = [part for track in search.done for part in _parted(track)]
+    tracks = [piece for track in search.done for piece in (_parted(track) if part else [track])]
     for track in tracks:
         track.others = _others(track, tracks)
     return sorted(tracks, key=lambda t: (t.start, -t.face)), count
