@@ -40,7 +40,8 @@ from mssync.motion import (
 )
 from mssync.precision import choose
 from mssync.reenact import SIZE, Reenactor
-from mssync.video import FPS, MAX_SIDE, VideoReader, read_image
+from mssync.pictures import MAX_SIDE, read_reduced, reduced
+from mssync.video import FPS, VideoReader
 
 if TYPE_CHECKING:
     from mssync.generator import Generator

@@ -27,7 +27,8 @@ from mssync.errors import InputError, PathLike
 from mssync.faces import EYE_CORNERS, N_LANDMARKS, FaceMesh, mirror_points
 from mssync.pyramid import LEVELS, pyramid
 from mssync.syncer import AUDIO_WINDOW, MAX_OFFSET, MOTION_WINDOW, Syncer
-from mssync.video import FPS, RGB, VideoReader
+from mssync.pictures import RGB
+from mssync.video import FPS, VideoReader
 
 # Points of the face mesh
 LIPS = (

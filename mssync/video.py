@@ -1,4 +1,4 @@
-"""Pictures and videos, in and out: any common image or video to 8-bit RGB, and RGB with sound to an MP4.
+"""Videos, in and out: any common video to 8-bit RGB, and RGB with sound to an MP4; what any media file holds.
 
 Everything streams: a reader or a writer holds a few frames at a time, however long the video is.
 """
@@ -12,17 +12,18 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import av
 import numpy as np
 from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from mssync import provenance
 from mssync.errors import InputError, PathLike, input_file, written_whole
+from mssync.pictures import MAX_SIDE, RGB, displayed_size, open_image
 from mssync.provenance import Provenance
 
 if TYPE_CHECKING:
@@ -33,83 +34,15 @@ if TYPE_CHECKING:
 
     from mssync.signing import Signer
 
-RGB = NDArray[np.uint8]
 T = TypeVar("T")
 
 FPS = 25
 FRAME = Fraction(1, FPS)  # seconds
 MAX_FRAME = 8192 * 4320  # pixels: 8K; a small file can claim far more, and every frame takes three bytes a pixel
-MAX_SIDE = 32000  # pixels: beyond 32,766 mediapipe's OpenCV ends the whole program
 MAX_STILL = 60  # seconds that one frame may be shown: a damaged time stamp asks for years of it
-MIN_SIDE = 32  # pixels: a picture smaller than this holds no face to work with
-BACKGROUND = (255, 255, 255)  # what shows through transparent pixels
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 CRF = "18"  # x264's constant quality: 18 is visually close to the input
 OUTPUT_SAMPLE_RATE = 48000  # an AAC frame of 1024 samples is then 21 ms, shorter than a video frame
 BT709 = 1  # the number of this colour space, its primaries and its transfer curve in H.264
-
-
-# Images
-
-
-def read_image(path: PathLike) -> RGB:
-    """Read a picture as uint8 RGB of shape (height, width, 3).
-
-    The EXIF rotation is applied, transparent pixels are laid over white, grey, palette and CMYK become RGB,
-    and 16-bit samples are scaled to 8 bits. Pictures of up to about 178 megapixels (Pillow's guard) are
-    read.
-
-    Raises InputError: missing, unreadable or empty file, not a picture, damaged, too large, a side under 32
-    or over 32000 pixels, floating-point samples.
-    """
-    path = input_file(path)
-    return decode_image(path, str(path))
-
-
-def decode_image(source: Path | BinaryIO, name: str) -> RGB:
-    """As `read_image`, also of a file object; messages call it `name`."""
-    image = open_image(source, name)
-    if image is None:
-        raise InputError(f"{name} is not a picture that can be read (jpg, png, webp, bmp or tiff)")
-    with image:
-        if min(image.size) < MIN_SIDE:
-            raise InputError(
-                f"{name} is only {image.width}x{image.height} pixels; "
-                f"a picture must be at least {MIN_SIDE} pixels wide and high"
-            )
-        if max(image.size) > MAX_SIDE:
-            raise InputError(f"{name} is {image.width}x{image.height} pixels; scale it to sides of {MAX_SIDE} or less")
-        if image.mode == "F":
-            raise InputError(f"{name} has floating-point samples; save it with 8 or 16 bits a channel")
-        try:
-            return np.array(_to_rgb(ImageOps.exif_transpose(image)))
-        except Exception as error:  # damaged files make Pillow raise nearly anything
-            raise InputError(f"{name} is damaged and cannot be decoded ({error})") from error
-
-
-def open_image(source: Path | BinaryIO, name: str) -> Image.Image | None:
-    """Open a picture without decoding its pixels; None if it is not one. Raises InputError for too many pixels."""
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns from half of the size that it refuses; a 100 megapixel photo is fine here.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(source, formats=IMAGE_FORMATS)
-    except Image.DecompressionBombError:
-        raise InputError(f"{name} has too many pixels; scale the picture down") from None
-    except Exception:  # UnidentifiedImageError, and what Pillow's parsers raise on damaged headers
-        return None
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any integer Pillow mode to RGB."""
-    if image.mode.startswith("I"):
-        # 16-bit grey. Pillow's own conversion clips at 255; 257 maps 65535 to 255.
-        samples = np.asarray(image).astype(np.int64).clip(0, 65535)
-        image = Image.fromarray(((samples + 128) // 257).astype(np.uint8))
-    if image.has_transparency_data:
-        picture = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, BACKGROUND), picture).convert("RGB")
-    return image.convert("RGB")
 
 
 # Containers
@@ -510,10 +443,11 @@ class MediaInfo:
     Attributes:
         kind: "image", "video" (with or without sound) or "audio"
         width, height: pixels as displayed
-        fps: frames a second in the file, on average; frames: their number
+        fps: frames a second of a video file, on average; frames: their number, of which of an image the first is used
         seconds: length of the picture of a video, of the sound otherwise
         sample_rate, channels: of the sound, in Hz and 1, 2, ...
         provenance: what the metadata of a video or sound file tell of its origin
+        format: of an image: "JPEG", "GIF", ...
         generated: whether they mark it as made by MS-Sync
     """
 
@@ -526,6 +460,7 @@ class MediaInfo:
     sample_rate: int | None = None
     channels: int | None = None
     provenance: Provenance | None = None
+    format: str | None = None
 
     @property
     def generated(self) -> bool:
@@ -560,9 +495,8 @@ def probe(path: PathLike) -> MediaInfo:
 
 
 def _probe_image(path: Path, image: Image.Image) -> MediaInfo:
-    try:
-        orientation = image.getexif().get(0x0112, 1)
-    except Exception as error:  # as in read_image: a PNG may have to be decoded for it
-        raise InputError(f"{path} is damaged and cannot be decoded ({error})") from error
-    width, height = image.size if orientation < 5 else image.size[::-1]  # 5 to 8 are turned by a quarter
-    return MediaInfo("image", width=width, height=height)
+    height, width = displayed_size(image, str(path))
+    name, frames = str(image.format), getattr(image, "n_frames", 1)
+    if name == "MPO":  # a phone's JPEG with a depth map and the like behind the picture
+        name, frames = "JPEG", 1
+    return MediaInfo("image", width=width, height=height, frames=frames, format=name)

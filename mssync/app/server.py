@@ -298,8 +298,8 @@ def _parsed(message: str | bytes) -> dict[str, Any]:
 
 
 def _picture(content: bytes) -> np.ndarray:
-    """A picture file's pixels. Raises InputError as `video.read_image`."""
-    from mssync.video import decode_image
+    """A picture file's pixels. Raises InputError as `pictures.read_image`."""
+    from mssync.pictures import decode_image
 
     return decode_image(io.BytesIO(content), "the picture")
 

@@ -29,7 +29,7 @@ from mssync.app.work import DEMO_PORTRAIT, DEMO_SPEECH, MAX_SECONDS, check_pictu
 from mssync.errors import InputError, PathLike
 from mssync.meter import FRAME_MS
 from mssync.syncer import MAX_OFFSET
-from mssync.video import read_image
+from mssync.pictures import read_image
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is there: nothing is sent, nothing is looked up
 os.environ["HF_HUB_OFFLINE"] = "1"

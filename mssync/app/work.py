@@ -162,7 +162,7 @@ JOBS: dict[str, Callable[..., dict[str, Any]]] = {
 
 def check_picture(path: str) -> None:
     """Raises InputError: not a picture, or one of more pixels than a visitor may send."""
-    from mssync.video import open_image
+    from mssync.pictures import open_image
 
     image = open_image(input_file(path), path)
     if image is None:

@@ -195,7 +195,7 @@ def bench(
     check_files([image], [(json_file, ".json"), (markdown, ".md")])
     from mssync.audio import load_audio
     from mssync.bench import Bench, as_json, as_markdown, run
-    from mssync.video import read_image
+    from mssync.pictures import read_image
 
     if image is None:
         need("skimage", "demo")
