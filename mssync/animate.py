@@ -23,7 +23,7 @@ from mssync import weights
 from mssync.audio import SAMPLE_RATE, features, is_silent, live_features, load_audio, n_video_frames
 from mssync.cores import Cores
 from mssync.errors import InputError, PathLike
-from mssync.faces import Box, Face, FaceMesh, crop, crop_box, in_crop, largest_face, paste
+from mssync.faces import Box, Face, FaceMesh, crop, crop_box, in_crop, paste
 from mssync.motion import (
     KEYPOINTS,
     VALUES,
@@ -38,9 +38,10 @@ from mssync.motion import (
     save_motion,
     space_name,
 )
+from mssync.pictures import MAX_SIDE, read_reduced, reduced
+from mssync.portraits import find_face
 from mssync.precision import choose
 from mssync.reenact import SIZE, Reenactor
-from mssync.pictures import MAX_SIDE, read_reduced, reduced
 from mssync.video import FPS, VideoReader
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ DEVICES = ("cpu", "cuda", "mps")
 BATCH = 4  # frames that a core draws at once: with more, memory is asked for anew each time
 DETECT_EVERY = 5  # every how many frames a driving video is searched for the face, which fixes its crop
 MIN_SECONDS = 0.2  # the shortest speech: one window of the finest syncer
+MAX_SEARCHED = 4096  # longest side of a picture in which the face is looked for, in pixels
 MAX_PICTURE = 1920  # longest side of a video with the full picture, in pixels
 
 MAX_FACTOR = 2.0  # of head motion and expression
@@ -66,7 +68,7 @@ SIZES = (64, 1024)  # least and greatest side of a video, in pixels
 class Portrait:
     """A picture made ready for any number of clips; see `Pipeline.portrait`."""
 
-    picture: np.ndarray  # (H, W, 3) uint8, at most MAX_PICTURE on its longest side
+    picture: np.ndarray  # (H, W, 3) uint8, turned upright, at most MAX_PICTURE on its longest side
     box: Box  # the part of it that is animated
     pose: np.ndarray  # (10, 6)
     state: Any  # what the reenactor computed of it once
@@ -361,25 +363,27 @@ class Pipeline:
     def portrait(self, image: PathLike | np.ndarray | Portrait) -> Portrait:
         """Find the face of a picture (the largest, when there are several), crop it, prepare its rendering.
 
-        A portrait may be given wherever a picture is asked for, so that it is prepared once for many clips.
-        Raises InputError when there is no face.
+        A portrait may be given wherever a picture is asked for, so that it is prepared once for many clips. A picture
+        in which the face lies on its side or upside down is turned. Warns of that, and of what makes bad videos: see
+        `portraits.find_face`. Raises InputError when there is no face, or nothing good could come of it.
         """
         if isinstance(image, Portrait):
             return image
         name = _name(image, "the image")
-        picture = _checked_picture(image) if isinstance(image, np.ndarray) else read_image(image)
+        picture, size = _picture(image)
+        picture, found = find_face(self.face_mesh, picture, name)
         height, width = picture.shape[:2]
-        found = largest_face(self.face_mesh, picture, name)
         box = crop_box([found], width, height)
         face = crop(picture, box, SIZE)[None]
         pose = self._keypoints(face, in_crop(found.landmarks, box)[None])
-        small, scale = _fitted(picture)
+        small = reduced(picture, MAX_PICTURE)
+        scale = small.shape[1] / width
         return Portrait(
             picture=small,
             box=Box(box.x0 * scale, box.y0 * scale, box.side * scale),
             pose=pose[0],
             state=self._prepare(face, pose),
-            size=(height, width),
+            size=size,
         )
 
     # Models
@@ -494,12 +498,15 @@ def read_speech(audio: PathLike | np.ndarray) -> np.ndarray:
     return audio.astype(np.float32, copy=False)
 
 
-def _checked_picture(image: np.ndarray) -> np.ndarray:
+def _picture(image: PathLike | np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+    """A picture large enough to find its face in, and the height and width of the whole one."""
+    if not isinstance(image, np.ndarray):
+        return read_reduced(image, MAX_SEARCHED)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise InputError(f"an image must be uint8 (height, width, 3), got {image.dtype} {image.shape}")
     if max(image.shape) > MAX_SIDE:
         raise InputError(f"the image is {image.shape[1]}x{image.shape[0]} pixels; scale it to {MAX_SIDE} or less")
-    return image
+    return reduced(image, MAX_SEARCHED), (image.shape[0], image.shape[1])
 
 
 def _name(given: object, otherwise: str) -> str:
@@ -512,18 +519,6 @@ def _name(given: object, otherwise: str) -> str:
 def _to_tensor(images: np.ndarray, device: torch.device) -> Tensor:
     """uint8 (B, H, W, 3) -> float (B, 3, H, W) in [0, 1]."""
     return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255
-
-
-def _fitted(picture: np.ndarray) -> tuple[np.ndarray, float]:
-    """The picture at most MAX_PICTURE on its longest side, and the factor it was scaled by."""
-    from PIL import Image
-
-    height, width = picture.shape[:2]
-    scale = MAX_PICTURE / max(height, width)
-    if scale >= 1:
-        return picture, 1.0
-    small = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return np.asarray(Image.fromarray(picture).resize(small, Image.Resampling.LANCZOS)), scale
 
 
 def _batches(items: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:

@@ -120,7 +120,7 @@ def _decode(source: Path | BinaryIO, name: str, longest: int | None) -> tuple[RG
         try:
             wide = _wide_samples(image, source)
             if wide is not None:
-                orientation, size = _orientation(image), wide.shape[:2]
+                orientation, size = _orientation(image), (wide.shape[0], wide.shape[1])
                 pixels = _wide_in_srgb(_reduced_wide(wide, longest), profile, name)
             else:
                 size = _load(image, longest)
@@ -270,8 +270,7 @@ def _has_sixteen_bits(image: Image.Image, source: Path | BinaryIO) -> bool:
     if image.format == "PNG":
         with _opened(source) as file:
             return file.read(25)[24:] == b"\x10"  # the depth in its first chunk
-    bits = getattr(image, "tag_v2", {}).get(258)  # BitsPerSample
-    return bool(bits) and set(bits) == {16}
+    return set(getattr(image, "tag_v2", {}).get(258, ())) == {16}  # BitsPerSample of a TIFF
 
 
 def _by_ffmpeg(source: Path | BinaryIO, kind: str) -> Wide | None:
@@ -384,8 +383,8 @@ def _is_sane(transform: ImageCms.ImageCmsTransform) -> bool:
     """Whether greys grow from dark to light, and full colours differ from each other."""
     channels = 1 if transform.input_mode in ("L", "I;16") else len(transform.input_mode)
     levels = np.repeat(np.linspace(0, 255, 18).astype(np.uint8)[:, None], channels, 1)
-    if channels == 4:
-        levels = (255 - levels) * np.array([0, 0, 0, 1], np.uint8)  # black ink alone
+    if channels == 4:  # black ink alone
+        levels = np.pad(255 - levels[:, 3:], ((0, 0), (3, 0)))
     lights = _seen(transform, levels).mean(1)
     grows = lights[-1] - lights[0] >= LEAST_RANGE and (np.diff(lights) > -2).all()
     full = _seen(transform, 255 * np.eye(3, channels, dtype=np.uint8))

@@ -443,8 +443,8 @@ class MediaInfo:
     Attributes:
         kind: "image", "video" (with or without sound) or "audio"
         width, height: pixels as displayed
-        fps: frames a second of a video file, on average; frames: their number, of which of an image the first is used
-        seconds: length of the picture of a video, of the sound otherwise
+        fps: frames a second in the file, on average; frames: their number, also that of an image
+        seconds: length of the picture of a video or a moving GIF, of the sound otherwise
         sample_rate, channels: of the sound, in Hz and 1, 2, ...
         provenance: what the metadata of a video or sound file tell of its origin
         format: of an image: "JPEG", "GIF", ...
@@ -496,7 +496,12 @@ def probe(path: PathLike) -> MediaInfo:
 
 def _probe_image(path: Path, image: Image.Image) -> MediaInfo:
     height, width = displayed_size(image, str(path))
-    name, frames = str(image.format), getattr(image, "n_frames", 1)
-    if name == "MPO":  # a phone's JPEG with a depth map and the like behind the picture
-        name, frames = "JPEG", 1
-    return MediaInfo("image", width=width, height=height, frames=frames, format=name)
+    name = str(image.format)
+    if name == "MPO":  # a phone's JPEG, with a depth map and the like behind the picture
+        return MediaInfo("image", width=width, height=height, frames=1, format="JPEG")
+    try:
+        frames = getattr(image, "n_frames", 1)
+    except Exception as error:  # what follows the first one is damaged
+        raise InputError(f"{path} is damaged and cannot be decoded ({error})") from error
+    seconds = VideoReader(path).duration if name == "GIF" and frames > 1 else None  # one may drive a portrait
+    return MediaInfo("image", width=width, height=height, frames=frames, seconds=seconds, format=name)

@@ -28,8 +28,8 @@ from mssync.app.server import create_app
 from mssync.app.work import DEMO_PORTRAIT, DEMO_SPEECH, MAX_SECONDS, check_picture, nameless
 from mssync.errors import InputError, PathLike
 from mssync.meter import FRAME_MS
-from mssync.syncer import MAX_OFFSET
 from mssync.pictures import read_image
+from mssync.syncer import MAX_OFFSET
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is there: nothing is sent, nothing is looked up
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -179,7 +179,7 @@ def check_length(path: str) -> None:
     from mssync.video import probe
 
     about = probe(path)
-    if about.kind == "image" or about.seconds is None:
+    if about.seconds is None:
         raise InputError(f"{path} is a picture; give a recording or a video")
     check_seconds(path, about.seconds)
     if about.width is not None and about.height is not None and about.width * about.height > MAX_FRAME:
