@@ -384,10 +384,10 @@ def _is_sane(transform: ImageCms.ImageCmsTransform) -> bool:
     channels = 1 if transform.input_mode in ("L", "I;16") else len(transform.input_mode)
     levels = np.repeat(np.linspace(0, 255, 18).astype(np.uint8)[:, None], channels, 1)
     if channels == 4:  # black ink alone
-        levels = np.pad(255 - levels[:, 3:], ((0, 0), (3, 0)))
+        levels = np.pad(~levels[:, 3:], ((0, 0), (3, 0)))
     lights = _seen(transform, levels).mean(1)
     grows = lights[-1] - lights[0] >= LEAST_RANGE and (np.diff(lights) > -2).all()
-    full = _seen(transform, 255 * np.eye(3, channels, dtype=np.uint8))
+    full = _seen(transform, np.uint8(255) * np.eye(3, channels, dtype=np.uint8))
     apart = min(np.abs(full[k] - full[k - 1]).max() for k in range(3))
     return bool(grows and (channels == 1 or apart >= LEAST_COLOUR))
 

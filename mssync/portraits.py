@@ -20,6 +20,7 @@ TURNED = {  # quarter turns to the left, in the order in which they are tried ->
 MAX_ROLL = 60.0  # degrees: a head may tilt by less in a picture that is upright
 AROUND = 2.0  # side of the part by which a face's direction is told, in sides of the face
 AROUND_PIXELS = 256
+SURE = 0.9  # of a face that is upright: of 193 faces that were upside down, none had more than 0.86
 
 # Where portraits stop to be good ones, by landmarks. These turn less than the head: the three profiles among 193
 # portraits have 52 to 56 degrees, all others at most 36.
@@ -77,7 +78,10 @@ def _turns_to_upright(mesh: FaceMesh, picture: RGB, face: Face) -> int:
         faces = mesh(view) if sure else []
         if faces:
             roll = (head_pose(faces[0].landmarks)[2] + 90 * quarters + 180) % 360 - 180
-            votes[0 if abs(roll) < MAX_ROLL else round(roll / 90) % 4] += np.log(sure / (1 - sure))
+            needed = 0 if abs(roll) < MAX_ROLL else round(roll / 90) % 4
+            if needed == quarters == 0 and sure > SURE:
+                return 0
+            votes[needed] += np.log(sure / (1 - sure))
     return int(votes.argmax())
 
 
@@ -105,4 +109,4 @@ def doubts(faces: list[Face], width: int, height: int, name: str) -> Iterator[st
     if eye_opening(faces[0].landmarks) < MIN_EYES:
         yield "the eyes are closed and will stay so; use a picture with open eyes"
     if mouth_opening(faces[0].landmarks) > MAX_MOUTH:
-        yield "the mouth is wide open and will not close; use a picture with the lips together"
+        yield "the mouth is wide open and will hardly close; use a picture with the lips together"
