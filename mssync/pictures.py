@@ -6,6 +6,7 @@ Colour profiles, 16 bits a channel, transparency and the camera's rotation are a
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,7 +16,7 @@ from typing import BinaryIO
 import av
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageFile
 
 from mssync.errors import InputError, PathLike, input_file
 
@@ -44,6 +45,7 @@ UPRIGHT: dict[int, Callable[[RGB], RGB]] = {  # its value -> how the stored pict
 SPACES = {"RGB": ("RGB", "L", "I;16"), "GRAY": ("L", "I;16"), "CMYK": ("CMYK",)}  # profiles' -> Pillow's modes
 PROFILE_ERRORS = (ImageCms.PyCMSError, OSError, ValueError, TypeError)  # of damaged profiles, and of those of no use
 LEAST_RANGE = 128  # grey levels from black to white under a profile; a sane one has 200 and more
+MIDDLE = (16, 240)  # between which it shows middle grey: that of a linear space is 188
 LEAST_COLOUR = 40  # levels that full colours must differ by
 STRIP = 64  # rows that are worked on at once, so that large pictures need no more memory than their pixels
 
@@ -76,7 +78,7 @@ def read_reduced(path: PathLike, longest: int) -> tuple[RGB, Size]:
     return _decode(path, str(path), longest)
 
 
-def open_image(source: Path | BinaryIO, name: str) -> Image.Image | None:
+def open_image(source: Path | BinaryIO, name: str) -> ImageFile.ImageFile | None:
     """Open a picture without decoding its pixels; None if it is not one. Raises InputError for too many pixels."""
     Image.init()
     try:
@@ -117,6 +119,8 @@ def _decode(source: Path | BinaryIO, name: str, longest: int | None) -> tuple[RG
     with image:
         _check(image, name)
         profile = image.info.get("icc_profile")
+        # Pillow would map a plain TIFF into memory by its name, and one that is to be turned wrongly.
+        image.filename = ""
         try:
             wide = _wide_samples(image, source)
             if wide is not None:
@@ -202,7 +206,7 @@ def _reduced_plain(image: Image.Image, longest: int | None) -> Image.Image:
     By a whole factor first, which needs no memory but for the result.
     """
     size = _fitting(image.size, longest)
-    factor = max(1, int(max(image.size) / max(size) + 0.5))
+    factor = max(1, math.ceil(max(image.size) / max(size) - 0.5))
     if _is_plain(image):
         small = image.reduce(factor) if factor > 1 else image
     else:
@@ -369,13 +373,15 @@ def _transform(profile: bytes | None, mode: str, name: str) -> ImageCms.ImageCms
 
 
 def _to_srgb(source: ImageCms.ImageCmsProfile, mode: str) -> ImageCms.ImageCmsTransform:
+    # Optimised, one channel becomes a table of so few points that dark greys are off by 10 levels.
+    precise = ImageCms.Flags.NOOPTIMIZE if mode in ("L", "I;16") else ImageCms.Flags.NONE
     return ImageCms.buildTransform(
         source,
         ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")),
         mode,
         "RGB",
         ImageCms.Intent.RELATIVE_COLORIMETRIC,
-        ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        ImageCms.Flags.BLACKPOINTCOMPENSATION | precise,
     )
 
 
@@ -387,6 +393,7 @@ def _is_sane(transform: ImageCms.ImageCmsTransform) -> bool:
         levels = np.pad(~levels[:, 3:], ((0, 0), (3, 0)))
     lights = _seen(transform, levels).mean(1)
     grows = lights[-1] - lights[0] >= LEAST_RANGE and (np.diff(lights) > -2).all()
+    grows &= MIDDLE[0] < lights[len(lights) // 2] < MIDDLE[1]
     full = _seen(transform, np.uint8(255) * np.eye(3, channels, dtype=np.uint8))
     apart = min(np.abs(full[k] - full[k - 1]).max() for k in range(3))
     return bool(grows and (channels == 1 or apart >= LEAST_COLOUR))

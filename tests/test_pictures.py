@@ -29,7 +29,7 @@ from mssync.video import probe
         ("tiff", {}, 0),
         ("webp", {"lossless": True}, 0),
         ("webp", {"quality": 95}, 12),
-        ("jpg", {"quality": 97, "subsampling": 0}, 6),
+        ("jpg", {"quality": 100, "subsampling": 0}, 6),
     ],
 )
 def test_image_formats(tmp_path, picture, suffix, options, tolerance):
@@ -306,12 +306,16 @@ def test_grey_with_a_profile_and_sixteen_bits(tmp_path, picture, gamma):
 @pytest.mark.parametrize("orientation", EXIF)
 def test_a_phone_picture_turned_by_its_tag_with_a_profile(tmp_path, portrait, orientation):
     content = Image.fromarray(np.rint(coded(portrait[:200], "P3") * 255).astype(np.uint8))
-    for name in ("a.jpg", "a.tiff", "a.webp"):
-        content.save(tmp_path / name, icc_profile=profile("P3"), exif=rotated(orientation), quality=97)
+    for name, quality in [
+        ("a.jpg", {"quality": 100, "subsampling": 0}),
+        ("a.tiff", {}),
+        ("a.webp", {"lossless": True}),
+    ]:
+        content.save(tmp_path / name, icc_profile=profile("P3"), exif=rotated(orientation), **quality)
         expected = EXIF[orientation](portrait[:200])
         read = read_image(tmp_path / name)
         assert read.shape == expected.shape
-        assert colour_distance(read, expected) < 1.2  # of which JPEG takes most
+        assert colour_distance(read, expected) < 1
         assert (probe(tmp_path / name).height, probe(tmp_path / name).width) == expected.shape[:2]
 
 
@@ -339,7 +343,7 @@ class Ink:
 
     def __new__(cls) -> bytes:
         grid = np.stack(np.meshgrid(*[[0.0, 1.0]] * 4, indexing="ij"), -1).reshape(-1, 4)
-        rgb = 255 * (1 - grid[:, :3]) * (1 - grid[:, 3:])
+        rgb = (255 - 150 * grid[:, :3]) * (1 - grid[:, 3:])
         lab = pytest.importorskip("skimage.color").rgb2lab(rgb[None] / 255)[0]
         table = np.rint(np.stack([lab[:, 0] * 2.55, lab[:, 1] + 128, lab[:, 2] + 128], 1)).clip(0, 255).astype(np.uint8)
         ramp = bytes(range(256))
@@ -360,13 +364,11 @@ class Ink:
 @pytest.mark.parametrize("suffix", ["jpg", "tiff"])
 def test_cmyk_with_the_profile_of_its_inks(tmp_path, suffix):
     inks = np.zeros((40, 64, 4), np.uint8)
-    inks[:20, :, 0] = inks[20:, :32, 1] = inks[:, 48:, 3] = (
-        255  # cyan above, magenta and paper below, black at the right
-    )
+    inks[:20, :, 0] = inks[20:, :32, 1] = inks[:, 48:, 3] = 255  # cyan above magenta and paper, black at right
     picture = Image.frombytes("CMYK", (64, 40), inks.tobytes())  # a JPEG is written inverted, as Adobe does
     picture.save(tmp_path / f"a.{suffix}", icc_profile=Ink(), **({"quality": 100} if suffix == "jpg" else {}))
     read = read_image(tmp_path / f"a.{suffix}").astype(int)
-    for y, x, colour in [(5, 5, (0, 255, 255)), (35, 5, (255, 0, 255)), (35, 40, (255, 255, 255)), (35, 60, (0, 0, 0))]:
+    for y, x, colour in [(5, 5, (105, 255, 255)), (35, 5, (255, 105, 255)), (35, 40, (255,) * 3), (35, 60, (0,) * 3)]:
         assert np.abs(read[y, x] - colour).max() < 25
 
 
@@ -421,7 +423,7 @@ def test_of_moving_pictures_the_first_is_read(tmp_path, picture):
         if suffix == "avif" and "AVIF" not in Image.OPEN:
             continue
         path = tmp_path / f"a.{suffix}"
-        Image.fromarray(picture).save(path, save_all=True, append_images=others)
+        Image.fromarray(picture).save(path, save_all=True, append_images=others, duration=100)
         assert np.abs(read_image(path).astype(int) - picture).mean() < 12  # 256 colours of a GIF
         about = probe(path)
         assert (about.kind, about.format, about.frames) == ("image", suffix.upper(), 24)
@@ -434,7 +436,7 @@ def test_of_moving_pictures_the_first_is_read(tmp_path, picture):
 @pytest.mark.parametrize("content", [b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic"])
 def test_heic_is_told_what_to_do(tmp_path, content):
     (tmp_path / "a.heic").write_bytes(content + bytes(64))
-    with pytest.raises(InputError, match="HEIC picture, .* JPEG"):
+    with pytest.raises(InputError, match=r"HEIC picture, .* JPEG"):
         read_image(tmp_path / "a.heic")
 
 
@@ -460,9 +462,9 @@ def test_reduced_pictures_look_like_the_whole_one(tmp_path, mode, longest):
     small, size = read_reduced(tmp_path / "a", longest)
     whole = read_image(tmp_path / "a")
     assert size == whole.shape[:2] == (600, 430)
-    assert max(small.shape) == min(longest, 600)
+    assert min(longest, 600) * 2 / 3 <= max(small.shape) <= longest
     expected = np.asarray(Image.fromarray(whole).resize(small.shape[1::-1], Image.Resampling.BOX), int)
-    assert np.abs(small[2:-2, 2:-2] - expected[2:-2, 2:-2]).mean() < (4 if mode == "P" else 1.5)
+    assert np.abs(small[2:-2, 2:-2] - expected[2:-2, 2:-2]).mean() < (10 if mode == "P" else 1.5)
 
 
 def test_a_jpeg_is_decoded_at_the_scale_that_is_needed(tmp_path, monkeypatch):
@@ -482,5 +484,5 @@ def test_reduced_sizes_keep_their_proportions(width, height, longest, mode):
     Image.new(mode, (width, height)).save(file, "png")
     small, size = pictures._decode(file, "a.png", longest)
     assert size == (height, width)
-    assert max(small.shape[:2]) == min(longest, max(size))
+    assert min(longest, max(size)) * 2 / 3 - 1 <= max(small.shape[:2]) <= longest
     assert abs(small.shape[0] * width - small.shape[1] * height) <= max(width, height)
