@@ -286,6 +286,19 @@ def test_sixteen_bit_tiff(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "a.tiff"), np.rint(samples / 257))
 
 
+@pytest.mark.parametrize("orientation", EXIF)
+@pytest.mark.parametrize("channels", [(), (3,)])
+def test_sixteen_bit_tiff_turned_by_its_tag(tmp_path, orientation, channels):
+    tifffile = pytest.importorskip("tifffile")
+    samples = np.random.default_rng(1).integers(0, 65536, (40, 64, *channels), np.uint16)
+    turned = [(0x0112, 3, 1, orientation, True)]  # as a short number
+    tifffile.imwrite(tmp_path / "a.tiff", samples, extratags=turned, metadata=None)
+    expected = EXIF[orientation](np.rint(samples / 257))
+    read, size = read_reduced(tmp_path / "a.tiff", 100)
+    np.testing.assert_array_equal(read[..., 0], expected if not channels else expected[..., 0])
+    assert size == expected.shape[:2] == (probe(tmp_path / "a.tiff").height, probe(tmp_path / "a.tiff").width)
+
+
 @pytest.mark.parametrize("gamma", [1.0, 1.8])
 def test_grey_with_a_profile_and_sixteen_bits(tmp_path, picture, gamma):
     grey = np.linspace(0, 255, 40 * 64).reshape(40, 64)
