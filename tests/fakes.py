@@ -50,7 +50,7 @@ class FakeMesh:
             return []
         flat = np.load(CANONICAL_FILE)
         flat = (flat - (flat.min(0) + flat.max(0)) / 2) / np.ptp(flat, axis=0).max()
-        offsets = 0.4 * min(height, width) * np.pad(flat, ((0, 0), (0, 1)))
+        offsets = 0.5 * min(height, width) * np.pad(flat, ((0, 0), (0, 1)))
         centre = [width / 2, height / 2, 0]
         return [Face((offsets / (k + 1) + centre).astype(np.float32)) for k in range(self.count)]
 
