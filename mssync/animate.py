@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mssync import weights
-from mssync.audio import SAMPLE_RATE, features, is_silent, live_features, load_audio, n_video_frames
+from mssync.audio import SAMPLE_RATE, features, is_silent, live_features, n_video_frames
 from mssync.cores import Cores
 from mssync.errors import InputError, PathLike
 from mssync.faces import Box, Face, FaceMesh, crop, crop_box, in_crop, paste
@@ -42,6 +42,7 @@ from mssync.pictures import MAX_SIDE, read_reduced, reduced
 from mssync.portraits import find_face
 from mssync.precision import choose
 from mssync.reenact import SIZE, Reenactor
+from mssync.soundtrack import Sound
 from mssync.video import FPS, VideoReader
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class Frames(Iterator[np.ndarray]):
     """Frames of a video, uint8 (height, width, 3) RGB at 25 a second, made as they are asked for.
 
     `len(frames)` is their number in all, `motion` (T, 10, 6) what they show (what is not made yet is made when it is
-    asked for), `audio` float32 (n,) at 16 kHz the sound that belongs to them, or None, `model` the name of the
+    asked for), `audio` the `Sound` that belongs to them, as it was given, or None, `model` the name of the
     reenactor and `precision` that of its drawing, which the video's metadata mention.
     """
 
@@ -87,7 +88,7 @@ class Frames(Iterator[np.ndarray]):
         self,
         frames: Iterator[np.ndarray],
         motion: GrowingMotion,
-        audio: np.ndarray | None,
+        audio: Sound | None,
         pipeline: Pipeline,
         source_size: tuple[int, int],
     ) -> None:
@@ -278,7 +279,8 @@ class Pipeline:
                 f"this model has no {GENERATOR_FILE}, so it cannot speak; "
                 "train one on its motion, or use the model 'compact'"
             )
-        waveform = read_speech(audio)
+        sound = read_speech(audio)
+        waveform = sound.speech
         if is_silent(waveform) and not self.live:
             warnings.warn(f"{_name(audio, 'the audio')} is silent: the face stays quiet", stacklevel=1)
             expression = 0.0
@@ -288,7 +290,7 @@ class Pipeline:
             parts = [gaussian(np.concatenate(list(parts)), smooth)]
         factors = {"head": head_motion, "expression": expression}
         motion = (control(portrait.pose, part, self.reenactor.rigid, **factors) for part in parts)
-        return self._render(portrait, GrowingMotion(motion, n_video_frames(len(waveform))), waveform, size, paste_back)
+        return self._render(portrait, GrowingMotion(motion, n_video_frames(len(waveform))), sound, size, paste_back)
 
     def reenact(
         self,
@@ -315,7 +317,7 @@ class Pipeline:
         if relative_motion:
             start = best_start(motion, portrait.pose) if best_frame else 0
             motion = relative(motion, motion[start], portrait.pose)
-        sound = load_audio(video) if VideoReader(video).has_audio else None
+        sound = Sound.read(video) if VideoReader(video).has_audio else None
         return self._render(portrait, motion, sound, size, paste_back)
 
     def render(
@@ -436,7 +438,7 @@ class Pipeline:
         self,
         portrait: Portrait,
         motion: np.ndarray | GrowingMotion,
-        audio: np.ndarray | None,
+        audio: Sound | None,
         size: int,
         paste_back: bool,
     ) -> Frames:
@@ -482,20 +484,20 @@ def check_options(
         raise InputError(f"size must be even, as videos are stored in blocks of 2 × 2 pixels; got {size}")
 
 
-def read_speech(audio: PathLike | np.ndarray) -> np.ndarray:
-    """A recording as float32 (n,) at 16 kHz, from a file or such an array.
+def read_speech(audio: PathLike | np.ndarray) -> Sound:
+    """A recording, from a file or from float32 (n,) at 16 kHz.
 
     Raises InputError when it is shorter than 0.2 s or holds samples that are not finite.
     """
     if not isinstance(audio, np.ndarray):
-        return load_audio(audio, MIN_SECONDS)
+        return Sound.read(audio, MIN_SECONDS)
     if audio.ndim != 1 or not np.issubdtype(audio.dtype, np.floating):
         raise InputError(f"audio must be one-dimensional floating-point samples at {SAMPLE_RATE} Hz")
     if len(audio) < MIN_SECONDS * SAMPLE_RATE:
         raise InputError(f"{len(audio)} samples of audio; at least {MIN_SECONDS:g} s are needed")
     if not np.isfinite(audio).all():
         raise InputError("the audio has samples that are NaN or infinite")
-    return audio.astype(np.float32, copy=False)
+    return Sound(audio.astype(np.float32, copy=False))
 
 
 def _picture(image: PathLike | np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from fractions import Fraction
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mssync.errors import InputError, PathLike
-from mssync.video import FPS, declared_seconds, decode, open_media, picture_stream
+from mssync.video import FPS, MAX_STILL, Clock, declared_seconds, decode, first_shown, open_media, sound_stream, time_of
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
@@ -33,7 +34,9 @@ PREEMPHASIS = 0.97
 CEPSTRAL_LIFTER = 22
 AUDIO_PER_VIDEO = SAMPLE_RATE // (HOP_LENGTH * FPS)  # 4 audio frames a video frame
 SAMPLES_PER_VIDEO = SAMPLE_RATE // FPS  # 640 samples a video frame
+JITTER = Fraction(3, 100)  # seconds by which time stamps of sound without gaps are off: they are rounded, or of a clock
 MIN_RATE, MAX_SECONDS = 2000, 4 * 3600  # Hz, s: what claims to be slower or longer would fill the memory, not speak
+OPPOSITE = -0.5  # correlation of channels below which one is the other in opposite phase
 SILENCE = 1e-4  # a peak of -80 dB, about 3 steps of 16-bit sound: nothing louder than dither
 BLOCK = 1024  # audio frames transformed at once, so that memory does not grow with the recording
 # Of sound that is still arriving nobody knows the peak. It is taken for USUAL_PEAK, then for the greatest that was
@@ -50,20 +53,23 @@ BANK_FILE = Path(__file__).parent / "assets" / "filter_bank.npz"  # `mel_filters
 def load_audio(path: PathLike, min_seconds: float = 0.0) -> NDArray[np.float32]:
     """Read the sound of a recording or a video as float32 of shape (n,): mono, 16 kHz, in [-1, 1].
 
-    Left and right are averaged; surround sound is mixed down to them first. A recording beyond full scale
-    (floating-point files can be) is scaled down to it. The sound track of a video starts with its picture:
-    one that comes later is preceded by silence, one that comes earlier is cut.
+    This is what models hear: see `mono`; surround sound is mixed down to left and right first. A recording beyond full
+    scale (floating-point files can be) is scaled down to it. Time 0 is the first picture that is shown, or else the
+    first sample; sound lies at its time stamps, gaps are silence, what comes before time 0 is cut. Of several tracks
+    the one marked default is read.
 
     Raises InputError: missing, unreadable or empty file, no sound in it, no samples, a truncated MP4, NaN or
     infinite samples, shorter than `min_seconds`, longer than 4 hours, sampled at less than 2000 Hz. Warns if parts
     are damaged or missing. Silence is no error: see `is_silent`.
     """
     with open_media(path) as container:
-        stream = next(iter(container.streams.audio), None)
+        stream = sound_stream(container)
         if stream is None:
-            raise InputError(f"{path} has no sound; give a recording, or a video with a sound track")
+            raise InputError(
+                f"{path} has no sound that can be decoded; give a recording, or a video with a sound track"
+            )
         try:
-            waveform = _read(container, stream, path)
+            waveform = _read(container, stream, first_shown(path), path)
         except av.FFmpegError as error:  # more channels than ffmpeg has names for
             raise InputError(f"{path} has sound that cannot be converted; export it in stereo") from error
     if waveform.size == 0:
@@ -82,56 +88,112 @@ def is_silent(waveform: NDArray[np.float32]) -> bool:
     return bool(np.abs(waveform - waveform.mean()).max() < SILENCE)
 
 
-def _read(container: InputContainer, stream: AudioStream, path: PathLike) -> NDArray[np.float32]:
-    """Decode a sound track to mono 16 kHz samples that start with the picture, where there is one."""
-    frames = decode(container, stream, path)
-    first = next(frames)
-    delay = _delay(container, first)
-    if first.sample_rate < MIN_RATE or abs(delay) > MAX_SECONDS * SAMPLE_RATE:
-        raise InputError(f"{path} has sound at {first.sample_rate} Hz, or long after its picture; export it again")
-    blocks = [np.zeros(max(0, delay), np.float32)]
-    length = 0
-    for block in _resample(chain([first], frames)):
+def _read(container: InputContainer, stream: AudioStream, zero: Fraction | None, path: PathLike) -> NDArray[np.float32]:
+    """Decode a sound track to mono samples at 16 kHz from `zero` on, or from its own beginning."""
+    line = Line(container, stream, zero, path)
+    layout = "mono" if line.first.layout.nb_channels == 1 else "stereo"
+    blocks, length = [], 0
+    for block in line.blocks(layout, SAMPLE_RATE):
         blocks.append(block)
-        length += len(block)
+        length += block.shape[1]
         if length > MAX_SECONDS * SAMPLE_RATE:
             raise InputError(f"{path} has more than {MAX_SECONDS / 3600:g} hours of sound; cut it into parts")
-    # The last AAC frame of an MP4 is filled up with silence; the declared length is exact.
-    declared = math.ceil(declared_seconds(container, stream) * SAMPLE_RATE)
-    end = declared + max(0, delay) if declared else None
-    return np.concatenate(blocks)[max(0, -delay) : end]
+    return mono(np.concatenate(blocks, 1)) if blocks else np.zeros(0, np.float32)
 
 
-def _resample(frames: Iterable[AudioFrame]) -> Iterator[NDArray[np.float32]]:
-    """Convert decoded frames to blocks of mono samples at 16 kHz."""
-    resampler, setup = None, None
-    for frame in frames:
-        current = (frame.format.name, frame.layout.name, frame.sample_rate)
-        if resampler is None or current != setup:
-            if resampler is not None:  # joined recordings change their format on the way
-                yield from _samples(resampler, None)
-            layout = "mono" if frame.layout.nb_channels == 1 else "stereo"
-            resampler, setup = av.AudioResampler(format="fltp", layout=layout, rate=SAMPLE_RATE), current
-        yield from _samples(resampler, frame)
-    if resampler is not None:
-        yield from _samples(resampler, None)
+class Line:
+    """A sound track on its line of time: sound at its time stamps from time 0 on, silence where there is none.
+
+    zero: time 0 by the clock of the file; the first sample's unless given. `first` is the first frame of it.
+    Raises InputError: nothing decodes, a rate of less than MIN_RATE, more than MAX_SECONDS until it begins.
+    """
+
+    def __init__(self, container: InputContainer, stream: AudioStream, zero: Fraction | None, path: PathLike) -> None:
+        self._frames = decode(container, stream, path)
+        self.first = next(self._frames)
+        begin = time_of(self.first) or Fraction(0)
+        if self.first.sample_rate < MIN_RATE or (zero is not None and abs(begin - zero) > MAX_SECONDS):
+            rate = self.first.sample_rate
+            raise InputError(f"{path} has sound at {rate} Hz, or long after its picture; export it again")
+        self.zero = begin if zero is None else zero
+        # Without pictures nobody misses the hours between recordings that were joined.
+        self._clock = Clock(self.zero, Fraction(MAX_STILL) if zero is None else None)
+        # The last AAC frame of an MP4 is filled up with silence; the declared length is exact.
+        declared = declared_seconds(container, stream) if "mp4" in container.format.name else Fraction(0)
+        self.end = begin + declared - self.zero if declared else None  # in seconds; None: nobody knows
+
+    def blocks(self, layout: str, rate: int) -> Iterator[NDArray[np.float32]]:
+        """Samples (channels, n) from time 0 to the end, in blocks of at most about a second; once."""
+        length, last = 0, None if self.end is None else math.ceil(self.end * rate)
+        for start, run in self._runs():
+            at = round(start * rate)
+            while length < at:
+                silence = min(at - length, rate)
+                length += silence
+                yield np.zeros((len(av.AudioLayout(layout).channels), silence), np.float32)
+            skip = length - at  # what lies before time 0, or where samples are already
+            for block in _resample(run, layout, rate):
+                rest = block[:, skip:] if last is None else block[:, skip : max(skip, skip + last - length)]
+                skip = max(0, skip - block.shape[1])
+                length += rest.shape[1]
+                if rest.size:
+                    yield rest
+
+    def _runs(self) -> Iterator[tuple[Fraction, Iterator[AudioFrame]]]:
+        """Frames in runs of one format without gaps, each with the seconds at which it starts. A run is to be used up
+        before the next is asked for. Joined recordings change their format on the way; dropped packets leave gaps."""
+        waiting = [(self._place(self.first), self.first)]
+
+        def run(start: Fraction, frame: AudioFrame) -> Iterator[AudioFrame]:
+            known, end = _format(frame), start + _seconds(frame)
+            yield frame
+            for following in self._frames:
+                at = self._place(following)
+                if _format(following) != known or abs(at - end) > JITTER:
+                    waiting.append((at, following))
+                    return
+                end += _seconds(following)
+                yield following
+
+        while waiting:
+            start, frame = waiting.pop()
+            yield start, run(start, frame)
+
+    def _place(self, frame: AudioFrame) -> Fraction:
+        return self._clock.place(time_of(frame), _seconds(frame))
 
 
-def _samples(resampler: av.AudioResampler, frame: AudioFrame | None) -> Iterator[NDArray[np.float32]]:
-    """Push a frame, or None for the end, through a resampler and average the channels of what comes out."""
-    # A resampler with nothing to do hands the None of the end through.
-    for block in filter(None, resampler.resample(frame)):
-        yield block.to_ndarray().mean(axis=0, dtype=np.float32)
+def _seconds(frame: AudioFrame) -> Fraction:
+    return Fraction(frame.samples, frame.sample_rate)
 
 
-def _delay(container: InputContainer, first: AudioFrame) -> int:
-    """Samples at 16 kHz from the first picture to the first sound; 0 for a recording without picture."""
-    picture = picture_stream(container)
-    if picture is None or picture.start_time is None or picture.time_base is None:
-        return 0
-    if first.pts is None or first.time_base is None:
-        return 0
-    return round((first.pts * first.time_base - picture.start_time * picture.time_base) * SAMPLE_RATE)
+def _format(frame: AudioFrame) -> tuple[str, str, int]:
+    return frame.format.name, frame.layout.name, frame.sample_rate
+
+
+def _resample(frames: Iterator[AudioFrame], layout: str, rate: int) -> Iterator[NDArray[np.float32]]:
+    """Frames of one format to blocks (channels, n)."""
+    resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
+    for frame in chain(frames, [None]):
+        # A resampler with nothing to do hands the None of the end through.
+        for block in filter(None, resampler.resample(frame)):
+            yield block.to_ndarray().astype(np.float32, copy=False)
+
+
+def mono(samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Samples (channels, n) as one channel (n,), as loud as the loudest of them.
+
+    Channels are added; one that is in opposite phase to the first is turned before, or a voice in both would cancel
+    itself. So a voice is heard whichever of them it is in.
+    """
+    if len(samples) == 1:
+        return samples[0]
+    centred = samples - samples.mean(1, keepdims=True)
+    levels = np.sqrt(np.square(centred).mean(1))
+    likeness = centred @ centred[0] / len(centred[0])
+    added = np.where(likeness < OPPOSITE * levels * levels[0], -1, 1).astype(np.float32) @ samples
+    level = float(added.std())
+    return added * np.float32(levels.max() / level) if level > 0 else samples[0]
 
 
 # Features

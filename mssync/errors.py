@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PathLike = str | os.PathLike[str]
+LONGEST_SHOWN = 200  # characters of a path in a message
 
 
 class InputError(ValueError):
@@ -52,6 +53,12 @@ def output_file(path: PathLike, suffix: str) -> Path:
         raise InputError(f"the output {path} must end in {suffix}")
     if os.path.isdir(path):
         raise InputError(f"cannot write {path}: it is a directory; give the name of a file in it")
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # such as a name that is too long
+        raise InputError(f"cannot write {_short(path)}: {_reason(error)}") from None
     if os.path.isfile(path.parent) or not os.path.lexists(path.parent):
         raise InputError(f"cannot write {path}: there is no folder {path.parent}; make it first")
     if not os.access(path.parent, os.W_OK | os.X_OK):
@@ -81,6 +88,12 @@ def written_whole(path: PathLike, suffix: str) -> Iterator[Path]:
     except BaseException:  # also KeyboardInterrupt and a closed generator
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _short(path: Path) -> str:
+    """A path without the middle of a very long name."""
+    name = str(path)
+    return name if len(name) <= LONGEST_SHOWN else f"{name[:60]} … {name[-20:]}"
 
 
 def _reason(error: Exception) -> str:

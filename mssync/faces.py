@@ -6,6 +6,7 @@ z in the same unit, growing away from the camera); in prepared clips they are no
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from threading import Lock
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -75,9 +77,18 @@ class Face:
 
 @lru_cache(maxsize=1)
 def _solutions() -> Any:
-    """mediapipe's solutions. Importing them takes a second."""
-    import mediapipe
+    """mediapipe's solutions. Importing them takes a second.
 
+    Their module for drawing imports matplotlib, which is not used here and wants a folder for its cache, where there
+    may be none that can be written to: while they are imported nothing stands in its place.
+    """
+    absent = [name for name in ("matplotlib", "matplotlib.pyplot") if name not in sys.modules]
+    sys.modules.update({name: ModuleType(name) for name in absent})
+    try:
+        import mediapipe
+    finally:
+        for name in absent:
+            del sys.modules[name]
     warnings.filterwarnings("ignore", message="SymbolDatabase.GetPrototype")  # between two packages of Google's
     return mediapipe.solutions
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,15 +15,15 @@ import av
 from mssync.errors import InputError, PathLike, output_file, written_whole
 from mssync.meter import SyncMeter
 from mssync.score import IN_SYNC_MS, score
+from mssync.soundtrack import LAYOUTS
 from mssync.syncer import MAX_OFFSET
-from mssync.video import open_media, picture_stream
+from mssync.video import PLAYED, first_shown, open_media, picture_stream, sound_stream
 
 if TYPE_CHECKING:
     from av.container import InputContainer, OutputContainer
 
 FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
 SOUND = {".mp4": "aac", ".mov": "aac", ".mkv": "libopus", ".webm": "libopus"}  # where the sound cannot be copied
-PLAYED = {".mp4": {"aac", "mp3", "ac3", "eac3", "opus", "alac"}}  # an MP4 holds more than most players play
 RATE = 48000  # Hz, of sound that is encoded: the only common one that libopus takes
 
 
@@ -65,14 +66,15 @@ def shift_sound(path: PathLike, output: PathLike, milliseconds: float) -> str:
     path, suffix = Path(path), check_output(output).suffix.lower()
     with written_whole(output, suffix) as temporary, open_media(path) as source:
         picture = picture_stream(source)
-        if picture is None or not source.streams.audio:
+        if picture is None or sound_stream(source) is None:
             raise InputError(f"{path} has no {'sound' if picture is not None else 'picture'}; nothing can be moved")
         try:
             options = {"movflags": "+faststart"} if suffix in (".mp4", ".mov") else {}
             with av.open(str(temporary.absolute()), "w", format=FORMATS[suffix], options=options) as target:
                 target.metadata.update(source.metadata)
                 tracks = _tracks(source, target, picture, suffix, path)
-                _write(source, target, tracks, Fraction(round(milliseconds * 1000), 1_000_000), picture)
+                begin = first_shown(path) or Fraction(0)
+                _write(source, target, tracks, Fraction(round(milliseconds * 1000), 1_000_000), begin)
         except av.FFmpegError as error:
             raise InputError(f"cannot write {output}: {error.strerror}") from error
     return "encoded" if any(track.encoder for track in tracks.values() if track) else "copied"
@@ -89,7 +91,8 @@ class _Track:
 def _tracks(
     source: InputContainer, target: OutputContainer, picture: Any, suffix: str, path: Path
 ) -> dict[int, _Track]:
-    """The track of each of the source's streams, by index; streams that the container cannot hold are left out."""
+    """The track of each of the source's streams, by index. Those that cannot be read, or that the container cannot
+    hold, are left out, with a warning that names them."""
     tracks: dict[int, _Track] = {}
     streams: Any = source.streams
     for stream in streams:
@@ -98,21 +101,24 @@ def _tracks(
         if played and name in target.supported_codecs:
             with suppress(ValueError, av.FFmpegError):  # subtitles of some kinds, data
                 tracks[stream.index] = _Track(target.add_stream_from_template(stream))
-        if stream.index not in tracks and stream.type == "audio":
-            layout = "mono" if stream.codec_context.layout.nb_channels == 1 else "stereo"
+        if stream.index not in tracks and stream.type == "audio" and stream.codec_context:
+            layout = LAYOUTS.get(stream.codec_context.layout.nb_channels, "stereo")
             encoder = target.add_stream(SOUND[suffix], rate=RATE, layout=layout)
             tracks[stream.index] = _Track(encoder, encoder)
         if stream.index in tracks:
             tracks[stream.index].stream.metadata.update(stream.metadata)
         elif stream is picture:
             raise InputError(f"{path}: {suffix[1:]} cannot hold its picture ({name}); let the output end in .mkv")
+        else:
+            why = f"{suffix[1:]} cannot hold {name}" if name else "its codec is not known"
+            warnings.warn(f"{path}: track {stream.index + 1} ({stream.type}) is left out: {why}", stacklevel=2)
     return tracks
 
 
 def _write(
-    source: InputContainer, target: OutputContainer, tracks: dict[int, _Track], shift: Fraction, picture: Any
+    source: InputContainer, target: OutputContainer, tracks: dict[int, _Track], shift: Fraction, begin: Fraction
 ) -> None:
-    begin = _seconds(picture.start_time or 0, picture)
+    """begin: when the first picture is shown, before which no sound is written."""
     chosen = [source.streams[index] for index in tracks]
     packet: Any
     for packet in _timed(source.demux(*chosen)):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, islice
@@ -22,17 +22,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mssync import provenance
+from mssync.colour import to_srgb
 from mssync.errors import InputError, PathLike, input_file, written_whole
 from mssync.pictures import MAX_SIDE, RGB, displayed_size, open_image
 from mssync.provenance import Provenance
 
 if TYPE_CHECKING:
+    from av.audio.stream import AudioStream
     from av.container import InputContainer, OutputContainer
     from av.stream import Stream
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
     from mssync.signing import Signer
+    from mssync.soundtrack import Sound
 
 T = TypeVar("T")
 
@@ -40,8 +43,11 @@ FPS = 25
 FRAME = Fraction(1, FPS)  # seconds
 MAX_FRAME = 8192 * 4320  # pixels: 8K; a small file can claim far more, and every frame takes three bytes a pixel
 MAX_STILL = 60  # seconds that one frame may be shown: a damaged time stamp asks for years of it
+BACK = 1  # seconds by which time stamps run back at most, but where recordings were joined
 CRF = "18"  # x264's constant quality: 18 is visually close to the input
-OUTPUT_SAMPLE_RATE = 48000  # an AAC frame of 1024 samples is then 21 ms, shorter than a video frame
+AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # Hz; other sound becomes 48 kHz
+CHANNEL_BITS, BITS_A_SAMPLE = 96000, 4  # a second of one channel of AAC at most, and of slow sound
+PLAYED = {".mp4": {"aac", "mp3", "ac3", "eac3", "opus", "alac"}}  # an MP4 holds more than most players play
 BT709 = 1  # the number of this colour space, its primaries and its transfer curve in H.264
 
 
@@ -76,7 +82,7 @@ def decode(container: InputContainer, stream: Stream, path: PathLike, whole: boo
     Raises InputError if nothing can be decoded.
     """
     count = damaged = 0
-    begin = end = Fraction(0)  # seconds
+    begin, end = time_of_start(stream), Fraction(0)  # seconds
     try:
         for packet in container.demux(stream):
             try:
@@ -86,7 +92,7 @@ def decode(container: InputContainer, stream: Stream, path: PathLike, whole: boo
                 continue
             for frame in frames:
                 if frame.pts is not None:
-                    begin = frame.pts * frame.time_base if count == 0 else begin
+                    begin = time_of(frame) if begin is None else begin
                     end = (frame.pts + (frame.duration or 0)) * frame.time_base
                 count += 1
                 yield frame
@@ -96,8 +102,8 @@ def decode(container: InputContainer, stream: Stream, path: PathLike, whole: boo
         raise InputError(f"{path} cannot be decoded: its {stream.type} is empty or damaged")
     if damaged:
         warnings.warn(f"{path} is damaged: {damaged} of its parts could not be decoded", stacklevel=2)
-    elif whole and end - begin < Fraction(9, 10) * declared_seconds(container, stream) - Fraction(1, 2):
-        seconds = float(end - begin)
+    elif whole and end - (begin or 0) < Fraction(9, 10) * declared_seconds(container, stream) - Fraction(1, 2):
+        seconds = float(end - (begin or 0))
         warnings.warn(f"{path} ends early, after {seconds:.1f} seconds of {stream.type}", stacklevel=2)
 
 
@@ -137,9 +143,69 @@ def _check_complete(path: Path) -> None:
 
 
 def picture_stream(container: InputContainer) -> VideoStream | None:
-    """The first stream of moving pictures: the cover of an album is a video stream too, but no video."""
+    """The stream of moving pictures that is meant: the cover of an album is a video stream too, but no video."""
     cover = Disposition.attached_pic | Disposition.timed_thumbnails
-    return next((s for s in container.streams.video if not s.disposition & cover), None)
+    return _meant([s for s in container.streams.video if not s.disposition & cover])
+
+
+def sound_stream(container: InputContainer) -> AudioStream | None:
+    """The sound track that is meant: of those that can be decoded the one marked default, or else the first."""
+    return _meant(list(container.streams.audio))
+
+
+def _meant(streams: list[T]) -> T | None:
+    known: list[Any] = [s for s in streams if s.codec_context is not None]  # type: ignore[attr-defined]
+    return next((s for s in known if s.disposition & Disposition.default), next(iter(known), None))
+
+
+# Time
+
+
+def time_of(piece: Any) -> Fraction | None:
+    """When a packet or a frame is presented, in seconds by the clock of its file; None where nobody knows."""
+    return None if piece.pts is None or piece.time_base is None else piece.pts * piece.time_base
+
+
+def time_of_start(stream: Stream) -> Fraction | None:
+    """When a stream begins by the header of its file, whether what it begins with can be shown or not."""
+    return None if stream.start_time is None or stream.time_base is None else stream.start_time * stream.time_base
+
+
+def first_shown(path: PathLike) -> Fraction | None:
+    """When the first picture of a video is shown, by the clock of its file. That is time 0 of everything in it.
+
+    None for a file without pictures. Packets that come before it, in a recording that was cut in the middle of a group
+    of pictures, are not shown. Raises InputError: nothing decodes.
+    """
+    with open_media(path) as container:
+        stream = picture_stream(container)
+        if stream is None:
+            return None
+        first = next(decode(container, stream, path, whole=False))
+    return time_of(first) or Fraction(0)
+
+
+class Clock:
+    """When the pieces of a stream are presented, in seconds after `zero`, a time of the file's clock.
+
+    A piece without a time stamp follows the one before it. Where time stamps run back by more than BACK seconds, or
+    ahead by more than `ahead`, recordings were joined: what comes follows what came.
+    """
+
+    def __init__(self, zero: Fraction, ahead: Fraction | None = None) -> None:
+        self.zero, self.ahead = zero, ahead
+        self.end: Fraction | None = None
+
+    def place(self, stamp: Fraction | None, duration: Fraction) -> Fraction:
+        """The start of the next piece, in order of presentation."""
+        start = (self.end or Fraction(0)) if stamp is None else stamp - self.zero
+        if self.end is not None:
+            jump = start - self.end
+            if jump < -BACK or (self.ahead is not None and jump > self.ahead):
+                self.zero += jump
+                start = self.end
+        self.end = start + duration
+        return start
 
 
 # Reading videos
@@ -176,9 +242,9 @@ class VideoReader:
         self.count = None if stop is None else max(0, round((Fraction(stop) - self.start) * FPS))
         with open_media(path) as container:
             stream = _require_picture(container, self.path)
-            self.has_audio = bool(container.streams.audio)
+            self.has_audio = sound_stream(container) is not None
             first = next(decode(container, stream, self.path))
-            self._origin = None if first.pts is None else first.pts * first.time_base
+            self._origin = time_of(first)
             self._matrix = _display_matrix(first)
             aspect = stream.sample_aspect_ratio or Fraction(1)
             self._size = (max(1, round(first.width * aspect)), first.height)
@@ -187,7 +253,7 @@ class VideoReader:
                 raise InputError(f"{path} has frames of {width}x{height} pixels; scale it to 8192x4320 or less")
             self.height, self.width = orient(self._rgb(first), self._matrix).shape[:2]
         with open_media(path) as container:
-            self.duration = _scan(container, _require_picture(container, self.path))[1]
+            self.duration = _scan(container, _require_picture(container, self.path), self._origin)[1]
 
     def __iter__(self) -> Iterator[RGB]:
         with open_media(self.path) as container:
@@ -205,10 +271,8 @@ class VideoReader:
                 yield orient(self._rgb(frame), self._matrix)
 
     def _rgb(self, frame: VideoFrame) -> RGB:
-        """One frame in RGB, in the size of the first one: streams may change it half-way."""
-        width, height = self._size
-        picture = frame.reformat(width=width, height=height, format="rgb24")
-        return picture.to_ndarray().astype(np.uint8, copy=False)
+        """One frame in sRGB, in the size of the first one: streams may change it half-way."""
+        return to_srgb(frame, *self._size)
 
 
 def on_grid(frames: Iterable[tuple[Fraction, Fraction, T]]) -> Iterator[T]:
@@ -241,16 +305,12 @@ def _timed(
     Raises InputError: a frame is shown for more than a minute.
     """
     step = 1 / (stream.average_rate or Fraction(FPS))
-    start = -step - zero
+    clock = Clock((origin or Fraction(0)) + zero)
     before = None
     for frame in frames:
-        if frame.pts is None or frame.time_base is None:
-            start += step
-        else:
-            time = frame.pts * frame.time_base
-            origin = time if origin is None else origin
-            start = max(time - origin - zero, start)
         duration = frame.duration * frame.time_base if frame.duration and frame.time_base else step
+        start = clock.place(time_of(frame), duration)
+        start = start if before is None else max(start, before)
         if max(duration, start - (start if before is None else before)) > MAX_STILL:
             raise InputError(
                 f"{path} shows one picture for more than {MAX_STILL} s; it is damaged, or no video of speech"
@@ -282,26 +342,29 @@ def _display_matrix(frame: VideoFrame) -> NDArray[np.int32] | None:
 def _require_picture(container: InputContainer, path: Path) -> VideoStream:
     stream = picture_stream(container)
     if stream is None:
-        found = "holds only sound" if container.streams.audio else "holds no pictures"
+        found = "holds only sound" if sound_stream(container) else "holds no pictures that can be decoded"
         raise InputError(f"{path} {found}; give a video")
     return stream
 
 
-def _scan(container: InputContainer, stream: Stream) -> tuple[int, float]:
+def _scan(container: InputContainer, stream: Stream, zero: Fraction | None = None) -> tuple[int, float]:
     """Count the packets of a stream and measure its seconds, by reading the whole file without decoding.
 
-    Headers are no substitute: recordings of browsers declare no length, videos of variable rate a wrong one.
+    zero: a time before which nothing is presented; the first packet's unless given.
+    Headers are no substitute: recordings of browsers declare no length, videos of variable rate a wrong one, joined
+    ones that of a part.
     """
     count = 0
-    first = last = None  # (start, end) of the outermost packets
+    clock, first, last = Clock(Fraction(0)), zero, zero
     with suppress(av.FFmpegError):  # a damaged end
         for packet in container.demux(stream):
             count += packet.size > 0
             if packet.pts is not None and packet.time_base is not None:
-                start = packet.pts * packet.time_base
-                span = (start, start + (packet.duration or 0) * packet.time_base)
-                first, last = min(first or span, span), max(last or span, span)
-    return count, float(last[1] - first[0]) if first and last else 0.0
+                duration = (packet.duration or 0) * packet.time_base
+                start = clock.place(time_of(packet), duration)
+                first = start if first is None else first if zero is not None else min(first, start)
+                last = start + duration if last is None else max(last, start + duration)
+    return count, float(last - first) if first is not None and last is not None else 0.0
 
 
 # Writing videos
@@ -310,7 +373,7 @@ def _scan(container: InputContainer, stream: Stream) -> tuple[int, float]:
 def write_video(
     path: PathLike,
     frames: Iterable[RGB],
-    audio: NDArray[np.float32] | None,
+    audio: NDArray[np.float32] | Sound | None,
     sample_rate: int = 16000,
     comment: str | None = None,
     generated: bool = True,
@@ -320,7 +383,8 @@ def write_video(
 ) -> int:
     """Write frames and sound to an MP4 (H.264 yuv420p, 25 fps, AAC, fast start); return the number of frames.
 
-    The sound is cut, or filled up with silence, to the length of the picture. Frames are taken one at a time.
+    The sound is cut, or filled up with silence, to the length of the picture; that of a file is kept as it is, see
+    `mssync.soundtrack`. Frames are taken one at a time.
     The file appears under its name only when it is complete. Its metadata mark it as generated (see
     `mssync.provenance`): the description and an XMP packet do, and the comment unless you give another one.
 
@@ -328,9 +392,9 @@ def write_video(
         path: must end in .mp4; an existing file is replaced
         frames: uint8 RGB (height, width, 3), all of one size; an odd height or width is made even by
             repeating the last row or column
-        audio: samples in [-1, 1], shape (n,) or (n, channels) with one or two channels; None for no sound
-            track
-        sample_rate: Hz
+        audio: `Frames.audio` or another `Sound`; or samples in [-1, 1], shape (n,) or (n, channels) with one or two
+            channels; None for no sound track
+        sample_rate: of samples, in Hz
         comment: the comment in the metadata, instead of the statement that the video is generated
         generated: whether the pictures were made by a model; where not, nothing marks them so
         model: the name of the model, for the metadata; None to ask the frames for theirs (`Frames.model`)
@@ -354,14 +418,14 @@ def write_video(
                 if generated:
                     container.metadata.update(comment=comment or words, description=words)
                 picture = _PictureTrack(container, first.shape)
-                sound = None if audio is None else _SoundTrack(container, audio, sample_rate)
+                sound = None if audio is None else _sound_track(container, audio, sample_rate)
                 for frame in chain([first], frames):
                     picture.write(frame)
                     if sound is not None:
                         sound.write_until(picture.count)
-                for track in (picture, sound):
-                    if track is not None:
-                        container.mux(track.stream.encode(None))
+                picture.finish()
+                if sound is not None:
+                    sound.finish()
         except av.FFmpegError as error:
             raise InputError(f"cannot write {path}: {error.strerror}") from error
         if generated:
@@ -404,33 +468,69 @@ class _PictureTrack:
         self.container.mux(self.stream.encode(frame))
         self.count += 1
 
+    def finish(self) -> None:
+        self.container.mux(self.stream.encode(None))
 
-class _SoundTrack:
-    """Encodes samples to AAC, in step with the picture."""
 
-    def __init__(self, container: OutputContainer, audio: NDArray[np.float32], sample_rate: int) -> None:
-        samples = np.asarray(audio, np.float32)
-        self.samples = samples[:, None] if samples.ndim == 1 else samples
-        channels = self.samples.shape[1]
-        if channels not in (1, 2):
-            raise ValueError(f"sound must have one or two channels, not {channels}")
-        self.container = container
-        self.sample_rate = sample_rate
+def _sound_track(container: OutputContainer, audio: NDArray[np.float32] | Sound, sample_rate: int) -> Any:
+    if not isinstance(audio, np.ndarray):
+        return audio.track(container)
+    return encoded_array(container, np.asarray(audio, np.float32), sample_rate)
+
+
+def encoded_array(container: OutputContainer, samples: NDArray[np.float32], rate: int) -> EncodedSound:
+    """Sound (n,) or (n, channels), for `write_video`. Raises ValueError: more than two channels."""
+    channels = samples[:, None] if samples.ndim == 1 else samples
+    layout = {1: "mono", 2: "stereo"}.get(channels.shape[1])
+    if layout is None:
+        raise ValueError(f"sound must have one or two channels, not {channels.shape[1]}")
+    return EncodedSound(container, iter([channels.T]), layout, rate)
+
+
+class EncodedSound:
+    """Encodes samples to AAC, in step with the picture, which it lasts as long as.
+
+    blocks: (channels, n) in [-1, 1] each, one after the other; layout: ffmpeg's name of the channels; rate: Hz;
+    opened: closed at the end.
+    """
+
+    def __init__(
+        self,
+        container: OutputContainer,
+        blocks: Iterator[NDArray[np.float32]],
+        layout: str,
+        rate: int,
+        opened: ExitStack | None = None,
+    ) -> None:
+        self.container, self.blocks, self.layout, self.rate = container, blocks, layout, rate
+        self.opened = ExitStack() if opened is None else opened
         self.written = 0
-        self.layout = "mono" if channels == 1 else "stereo"
-        self.stream = container.add_stream("aac", rate=OUTPUT_SAMPLE_RATE, layout=self.layout)
+        self.waiting = np.zeros((av.AudioLayout(self.layout).nb_channels, 0), np.float32)
+        output = rate if rate in AAC_RATES else AAC_RATES[-1]
+        self.stream = container.add_stream("aac", rate=output, layout=self.layout)
+        self.stream.bit_rate = len(self.waiting) * min(CHANNEL_BITS, BITS_A_SAMPLE * output)
 
     def write_until(self, count: int) -> None:
         """Write the sound of the first `count` video frames, as far as it is not written yet."""
-        end = round(count * self.sample_rate * FRAME)
-        block = np.zeros((self.samples.shape[1], end - self.written), np.float32)
-        there = self.samples[self.written : end].T.clip(-1, 1)
-        block[:, : there.shape[1]] = there
-        frame = av.AudioFrame.from_ndarray(block, format="fltp", layout=self.layout)
-        frame.sample_rate, frame.pts = self.sample_rate, self.written
-        frame.time_base = Fraction(1, self.sample_rate)
-        self.container.mux(self.stream.encode(frame))
+        end = round(count * self.rate * FRAME)
+        while self.waiting.shape[1] < end - self.written:
+            block = next(self.blocks, None)
+            if block is None:
+                missing = end - self.written - self.waiting.shape[1]
+                block = np.zeros((len(self.waiting), missing), np.float32)
+            self.waiting = np.concatenate([self.waiting, block], 1)
+        block, self.waiting = np.split(self.waiting, [end - self.written], 1)
+        if block.size:
+            samples = np.ascontiguousarray(block.clip(-1, 1))
+            frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=self.layout)
+            frame.sample_rate, frame.pts = self.rate, self.written
+            frame.time_base = Fraction(1, self.rate)
+            self.container.mux(self.stream.encode(frame))
         self.written = end
+
+    def finish(self) -> None:
+        self.container.mux(self.stream.encode(None))
+        self.opened.close()
 
 
 # Looking at files
@@ -479,19 +579,24 @@ def probe(path: PathLike) -> MediaInfo:
             return _probe_image(path, image)
     with open_media(path) as container:
         origin = provenance.read(path, container.metadata)
-        # A stream of a codec that ffmpeg does not know has no codec context, and with it no rate.
-        sound = next((stream for stream in container.streams.audio if stream.codec_context), None)
+        sound = sound_stream(container)
         rate, channels = (sound.rate, sound.channels) if sound is not None else (None, None)
         picture = picture_stream(container)
         if picture is None:
             if sound is None:
                 raise InputError(f"{path} holds neither pictures nor sound")
-            seconds = float(declared_seconds(container, sound)) or _scan(container, sound)[1]
+            seconds = _sound_seconds(container, sound)
             return MediaInfo("audio", None, None, None, None, seconds, rate, channels, origin)
         fps = None if picture.average_rate is None else float(picture.average_rate)
         frames = picture.frames or _scan(container, picture)[0]
     video = VideoReader(path)
     return MediaInfo("video", video.width, video.height, fps, frames, video.duration, rate, channels, origin)
+
+
+def _sound_seconds(container: InputContainer, stream: Stream) -> float:
+    """The length of a recording. What an MP4 declares is exact, its last packet is not."""
+    declared = float(declared_seconds(container, stream)) if "mp4" in container.format.name else 0.0
+    return declared or _scan(container, stream)[1]
 
 
 def _probe_image(path: Path, image: Image.Image) -> MediaInfo:

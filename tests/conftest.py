@@ -27,7 +27,7 @@ def data_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def failing_dir() -> Path:
-    """Small files that once failed: $MSSYNC_FAILING, or ../shared/failing beside the repository."""
+    """Files of faults that were found: $MSSYNC_FAILING, or ../shared/failing beside the repository."""
     default = Path(__file__).parents[1] / ".." / "shared" / "failing"
     folder = Path(os.environ.get("MSSYNC_FAILING", default)).resolve()
     if not folder.is_dir():

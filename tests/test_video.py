@@ -296,7 +296,8 @@ def test_sound_and_picture_are_equally_long(tmp_path, picture, rate, channels, f
         assert video.average_rate == 25
         assert video.duration * video.time_base == Fraction(frames, 25)
         assert float(audio.duration * audio.time_base) == pytest.approx(frames / 25, abs=0.001)
-        assert sum(frame.samples for frame in container.decode(audio)) / 48000 == pytest.approx(frames / 25, abs=0.04)
+        decoded = sum(frame.samples for frame in container.decode(audio)) / rate
+        assert decoded == pytest.approx(frames / 25, abs=1024 / rate)
     assert len(list(VideoReader(path))) == frames
     assert len(load_audio(path)) == pytest.approx(640 * frames, abs=16)
     assert os.listdir(tmp_path) == ["a.mp4"]
@@ -431,7 +432,7 @@ def test_probe(tmp_path, make_sound, tone, picture):
     write_video(tmp_path / "a.mp4", [picture] * 10, tone(0.4, 16000))
     info = probe(tmp_path / "a.mp4")
     assert (info.kind, info.width, info.height, info.fps, info.frames) == ("video", 64, 40, 25, 10)
-    assert (info.sample_rate, info.channels) == (48000, 1)
+    assert (info.sample_rate, info.channels) == (16000, 1)
     assert info.seconds == pytest.approx(0.4)
 
 

@@ -7,6 +7,8 @@ a command runs, so that help is quick.
 from __future__ import annotations
 
 import importlib.util
+import signal
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -215,4 +217,13 @@ def waiting(message: str) -> Iterator[None]:
 def main() -> None:
     """Entry point of the `mssync` command."""
     hold_back_chatter()
+    if sys.stdout is not None:  # a console that cannot show a name gets it escaped
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C: what is half written goes
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _end)
     app()
+
+
+def _end(number: int, _: Any) -> None:
+    raise SystemExit(128 + number)

@@ -215,11 +215,11 @@ def render(
     check_files([image, motion, audio], [(output, ".mp4")])
     signer = load_signer(sign, key)
     from mssync.animate import check_options, load
-    from mssync.audio import load_audio
+    from mssync.soundtrack import Sound
 
     check_options(size=size)
     frames = load(model, device, precision=precision).render(image, motion, size=size, paste_back=paste_back)
-    frames.audio = None if audio is None else load_audio(audio)
+    frames.audio = None if audio is None else Sound.read(audio)
     write_frames(output, frames, badge=badge, signer=signer)
 
 

@@ -66,7 +66,7 @@ def prepare(
         with _locked(out):
             try:
                 _work(_planned(jobs, settings.per_shard), settings, out, processes, connected)
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, SystemExit):  # the latter of SIGTERM
                 warnings.warn(f"{out} is not complete; the same command goes on where this one stopped", stacklevel=1)
                 raise
             return _finish(out, settings, len(jobs), moved)

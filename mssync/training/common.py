@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from mssync.errors import InputError, written_whole
 
+STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")  # signals that end a run after the step under way
+
 
 def launched(precision: str = "32-true") -> Any:
     """Fabric for this process alone, or for as many as torchrun or `fabric run` started."""
@@ -75,14 +77,15 @@ class Run:
                 torch.save({name: part.state_dict() for name, part in parts.items()} | numbers, temporary)
 
     def steps(self, start: int, stop: int) -> Iterator[int]:
-        """Step numbers from start until stop, the end of the time, or Ctrl-C (the step under way is finished, and
-        `interrupted` is set)."""
+        """Step numbers from start until stop, the end of the time, or a signal of STOPPING: then the step under way is
+        finished, and `interrupted` is set."""
         import signal
         import threading
 
         stopped = threading.Event()
         main = threading.current_thread() is threading.main_thread()
-        before = signal.signal(signal.SIGINT, lambda *_: stopped.set()) if main else None
+        numbers = [getattr(signal, name) for name in STOPPING if hasattr(signal, name)] if main else []
+        before = {number: signal.signal(number, lambda *_: stopped.set()) for number in numbers}
         try:
             for step in range(start, stop):
                 if self._any(stopped.is_set() or time.monotonic() > self.deadline):
@@ -90,8 +93,8 @@ class Run:
                 yield step
             self.interrupted = self._any(stopped.is_set())
         finally:
-            if main:
-                signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _any(self, stop: bool) -> bool:
         """Whether any process wants to stop: all must leave the loop at the same step."""
