@@ -30,6 +30,7 @@ WHITE = 255  # what shows through transparent pixels
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "HEIF")  # the last where a plugin for Pillow reads it
 READABLE = "jpg, png, webp, avif, gif, bmp or tiff"
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+AVIF_BRANDS = (b"avif", b"avis")
 
 ORIENTATION = 0x0112  # the EXIF tag
 UPRIGHT: dict[int, Callable[[RGB], RGB]] = {  # its value -> how the stored picture is turned to be displayed
@@ -92,6 +93,24 @@ def open_image(source: Path | BinaryIO, name: str) -> ImageFile.ImageFile | None
         return None
 
 
+def unreadable(source: Path | BinaryIO, name: str) -> str:
+    """What to say of a file that `open_image` does not take."""
+    return of_another_format(source, name) or f"{name} is not a picture that can be read ({READABLE})"
+
+
+def of_another_format(source: Path | BinaryIO, name: str) -> str | None:
+    """What to say of a picture in a format that is known but not read here; None for any other file."""
+    with _opened(source) as file:
+        head = file.read(12)
+    if head[4:8] != b"ftyp":
+        return None
+    if head[8:] in HEIF_BRANDS:
+        return f"{name} is a HEIC picture, which is not read here; save or export it as JPEG"
+    if head[8:] in AVIF_BRANDS:
+        return f"{name} is an AVIF picture that cannot be read; save it as JPEG or PNG"
+    return None
+
+
 def displayed_size(image: Image.Image, name: str) -> Size:
     """Height and width of an opened picture as it is displayed. Raises InputError for a damaged one."""
     try:
@@ -115,7 +134,7 @@ def reduced(pixels: RGB, longest: int) -> RGB:
 def _decode(source: Path | BinaryIO, name: str, longest: int | None) -> tuple[RGB, Size]:
     image = open_image(source, name)
     if image is None:
-        raise InputError(_unreadable(source, name))
+        raise InputError(unreadable(source, name))
     with image:
         _check(image, name)
         profile = image.info.get("icc_profile")
@@ -134,17 +153,6 @@ def _decode(source: Path | BinaryIO, name: str, longest: int | None) -> tuple[RG
             raise InputError(f"{name} is damaged and cannot be decoded ({error})") from error
     pixels = UPRIGHT.get(orientation, np.asarray)(pixels)
     return np.ascontiguousarray(pixels), size[::-1] if orientation in (5, 6, 7, 8) else size
-
-
-def _unreadable(source: Path | BinaryIO, name: str) -> str:
-    """What is said about a file that no format fits."""
-    with _opened(source) as file:
-        head = file.read(12)
-    if head[4:8] == b"ftyp" and head[8:] in HEIF_BRANDS:
-        return f"{name} is a HEIC picture, which is not read here; save or export it as JPEG"
-    if head[4:8] == b"ftyp" and head[8:] in (b"avif", b"avis"):
-        return f"{name} is an AVIF picture, which this Pillow does not read; install pillow 11.3 or later"
-    return f"{name} is not a picture that can be read ({READABLE})"
 
 
 @contextmanager

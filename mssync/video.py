@@ -24,7 +24,7 @@ from PIL import Image
 from mssync import provenance
 from mssync.colour import to_srgb
 from mssync.errors import InputError, PathLike, input_file, written_whole
-from mssync.pictures import MAX_SIDE, RGB, displayed_size, open_image
+from mssync.pictures import MAX_SIDE, RGB, displayed_size, of_another_format, open_image
 from mssync.provenance import Provenance
 
 if TYPE_CHECKING:
@@ -577,6 +577,8 @@ def probe(path: PathLike) -> MediaInfo:
     if image is not None:
         with image:
             return _probe_image(path, image)
+    if words := of_another_format(path, str(path)):
+        raise InputError(words)
     with open_media(path) as container:
         origin = provenance.read(path, container.metadata)
         sound = sound_stream(container)

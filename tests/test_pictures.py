@@ -451,6 +451,8 @@ def test_heic_is_told_what_to_do(tmp_path, content):
     (tmp_path / "a.heic").write_bytes(content + bytes(64))
     with pytest.raises(InputError, match=r"HEIC picture, .* JPEG"):
         read_image(tmp_path / "a.heic")
+    with pytest.raises(InputError, match=r"HEIC picture, .* JPEG"):
+        probe(tmp_path / "a.heic")
 
 
 def test_samples_of_32_bits_are_refused(tmp_path):

@@ -162,11 +162,12 @@ JOBS: dict[str, Callable[..., dict[str, Any]]] = {
 
 def check_picture(path: str) -> None:
     """Raises InputError: not a picture, or one of more pixels than a visitor may send."""
-    from mssync.pictures import open_image
+    from mssync.pictures import open_image, unreadable
 
-    image = open_image(input_file(path), path)
+    source = input_file(path)
+    image = open_image(source, path)
     if image is None:
-        raise InputError(f"{path} is not a picture that can be read; give a jpg, png or webp file")
+        raise InputError(unreadable(source, path))
     with image:
         if image.width * image.height > MAX_PIXELS:
             raise InputError(
