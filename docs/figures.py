@@ -54,7 +54,7 @@ def speak(talker: Pipeline, waveform: np.ndarray) -> tuple[torch.Tensor, np.ndar
     branches = talker.generator.branches
     merged = []
     hook = branches.register_forward_pre_hook(lambda _, given: merged.append(branches.votes(*given)[1][:, 0, :, 0]))
-    motion = talker.animate(astronaut(), waveform).motion
+    motion = talker.animate(astronaut(), waveform, sample_rate=SAMPLE_RATE).motion
     hook.remove()
     return torch.from_numpy(motion).flatten(1), torch.stack(merged, dim=1).numpy()
 

@@ -7,9 +7,11 @@ pictures never: motion and frames are made in small batches while they are asked
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice, tee
+from numbers import Integral, Real
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -20,10 +22,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mssync import weights
-from mssync.audio import SAMPLE_RATE, features, is_silent, live_features, n_video_frames
+from mssync.audio import features, is_silent, live_features, n_video_frames
 from mssync.cores import Cores
-from mssync.errors import InputError, PathLike
+from mssync.errors import InputError, PathLike, as_path
 from mssync.faces import Box, Face, FaceMesh, crop, crop_box, in_crop, paste
+from mssync.inputs import (
+    Array,
+    Media,
+    Picture,
+    Speech,
+    array_of,
+    is_path,
+    local_file,
+    name_of,
+    type_name,
+)
+from mssync.inputs import picture as read_picture
 from mssync.motion import (
     KEYPOINTS,
     VALUES,
@@ -38,15 +52,16 @@ from mssync.motion import (
     save_motion,
     space_name,
 )
-from mssync.pictures import MAX_SIDE, read_reduced, reduced
+from mssync.pictures import reduced
 from mssync.portraits import find_face
 from mssync.precision import choose
 from mssync.reenact import SIZE, Reenactor
 from mssync.soundtrack import Sound
-from mssync.video import FPS, VideoReader
+from mssync.video import FPS, VideoReader, write_video
 
 if TYPE_CHECKING:
-    from mssync.generator import Generator
+    from mssync.generator import Generator as MotionGenerator
+    from mssync.signing import Signer
 
 MODELS = {"compact": weights.SHIPPED}  # a model is a folder with these files
 REENACTOR_FILE, GENERATOR_FILE = "reenactor.safetensors", "generator.safetensors"
@@ -64,6 +79,8 @@ MAX_FACTOR = 2.0  # of head motion and expression
 MAX_SMOOTH = float(FPS)  # frames
 SIZES = (64, 1024)  # least and greatest side of a video, in pixels
 
+Progress = Callable[[int, int], object]  # done, total; what it raises ends the work
+
 
 @dataclass(frozen=True)
 class Portrait:
@@ -80,13 +97,14 @@ class Frames(Iterator[np.ndarray]):
     """Frames of a video, uint8 (height, width, 3) RGB at 25 a second, made as they are asked for.
 
     `len(frames)` is their number in all, `motion` (T, 10, 6) what they show (what is not made yet is made when it is
-    asked for), `audio` the `Sound` that belongs to them, as it was given, or None, `model` the name of the
-    reenactor and `precision` that of its drawing, which the video's metadata mention.
+    asked for), `audio` the `Sound` that belongs to them, as it was given, or None, `model` the name of the reenactor
+    and `precision` that of its drawing, which the video's metadata mention. `close` ends the drawing early; so does
+    leaving a `with` block.
     """
 
     def __init__(
         self,
-        frames: Iterator[np.ndarray],
+        frames: Generator[np.ndarray, None, None],
         motion: GrowingMotion,
         audio: Sound | None,
         pipeline: Pipeline,
@@ -95,6 +113,7 @@ class Frames(Iterator[np.ndarray]):
         self._frames, self._motion, self.audio = frames, motion, audio
         self.model, self.precision = pipeline.name, pipeline.reenactor.precision
         self._space, self._source_size = pipeline.reenactor.space, source_size
+        self._begun = False
 
     def __len__(self) -> int:
         return len(self._motion)
@@ -104,11 +123,73 @@ class Frames(Iterator[np.ndarray]):
         return self._motion[: len(self)]
 
     def __next__(self) -> np.ndarray:
+        self._begun = True
         return next(self._frames)
+
+    def __enter__(self) -> Frames:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the drawing: waits for the frames under way, drops them, and gives no more.
+
+        For the thread that takes the frames; another one ends them by what `progress` raises.
+        """
+        self._begun = True
+        self._frames.close()
+
+    def save(
+        self, path: PathLike, *, badge: bool = False, signer: Signer | None = None, progress: Progress | None = None
+    ) -> int:
+        """Write all frames with their sound to an MP4, marked as generated; return their number.
+
+        path: must end in .mp4; an existing file is replaced, once the new one is complete.
+        badge: draw a small mark, AI, into the lower right corner.
+        signer: signs the file (C2PA).
+        progress: called as progress(done, total) after every frame. What it raises ends the drawing, comes out here
+            and leaves no file; so do Ctrl-C and a full disk.
+        Raises InputError: the output cannot be written, frames have been taken or the drawing was ended before.
+        """
+        from mssync.provenance import badged
+
+        if self._begun:
+            raise InputError("some of these frames have been taken already; make new ones to save them all")
+        pictures = badged(self) if badge else self
+        try:
+            return write_video(
+                path,
+                _told(pictures, len(self), progress),
+                self.audio,
+                model=self.model,
+                precision=self.precision,
+                signer=signer,
+            )
+        except BaseException:
+            if self._begun:
+                self.close()
+            raise
 
     def save_motion(self, path: PathLike) -> None:
         """Write the motion to a file that `Pipeline.render` and `mssync render` take."""
         save_motion(path, self.motion, space=self._space, source_size=self._source_size)
+
+
+def _told(
+    items: Iterable[np.ndarray], count: int, progress: Progress | None, turn: int = 0, turns: int = 1
+) -> Iterator[np.ndarray]:
+    """The items, about `count`; `progress` is told before the first and after each was used that it was.
+
+    turn: which of the `turns` this is in which as many items are used.
+    """
+    if progress is None:
+        yield from items
+        return
+    progress(turn * count, turns * count)
+    for done, item in enumerate(items, start=1):
+        yield item
+        progress(turn * count + min(done, count), turns * count)
 
 
 class GrowingMotion:
@@ -145,14 +226,14 @@ class GrowingMotion:
 
 
 def load(
-    model: PathLike = "compact", device: str = "cpu", live: bool = False, precision: str | None = None
+    model: PathLike = "compact", device: str | torch.device = "cpu", live: bool = False, precision: str | None = None
 ) -> Pipeline:
     """Load a model.
 
     model: "compact", which the package ships; or a folder with reenactor.safetensors and
         generator.safetensors; or a reenactor's file alone (see `mssync convert`), which cannot animate, but
         reenact.
-    device: "cpu", "cuda" (also "cuda:1", …) or "mps".
+    device: "cpu", "cuda" (also "cuda:1", …), "mps", or "auto": cuda or mps where there is one, else cpu.
     live: with generator_live.safetensors in place of generator.safetensors, for `stream.StreamingAnimator`.
     precision: of drawing, "float32", "bfloat16", or "auto": bfloat16 where the processor multiplies in it. Unless
         given, the environment variable MSSYNC_PRECISION is asked, then "auto".
@@ -182,7 +263,9 @@ def model_files(model: PathLike, live: bool = False) -> tuple[Path, Path | None]
 
     Raises InputError as `load`.
     """
-    path = MODELS.get(str(model), Path(model))
+    if not is_path(model):
+        raise InputError(f"a model is given by its name or its path, not as {type_name(model)}")
+    path = MODELS.get(str(model), as_path(model))
     if path.is_file():
         return path, None
     if str(model) not in MODELS and not (path / REENACTOR_FILE).is_file():
@@ -194,15 +277,21 @@ def model_files(model: PathLike, live: bool = False) -> tuple[Path, Path | None]
     return path / REENACTOR_FILE, generator if generator.is_file() else None
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str | torch.device) -> torch.device:
     try:
-        device = torch.device(name)
+        device = torch.device(_fastest() if name == "auto" else name)
         if device.type not in DEVICES:
             raise RuntimeError
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name!r} is not available here; try cpu") from error
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise InputError(f"device {str(name)!r} is not available here; try cpu") from error
     return device
+
+
+def _fastest() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 class Pipeline:
@@ -211,7 +300,7 @@ class Pipeline:
     def __init__(
         self,
         reenactor: Reenactor,
-        generator: Generator | None,
+        generator: MotionGenerator | None,
         *,
         audio_kind: str = "logfbank",
         name: str = "compact",
@@ -233,7 +322,7 @@ class Pipeline:
         """Whether the generator can speak while speech is still arriving."""
         return self.generator is not None and self.generator.config.lookahead is not None
 
-    def live_generator(self) -> Generator:
+    def live_generator(self) -> MotionGenerator:
         """The generator, where it can speak live. Raises InputError where there is none, or another one."""
         if self.generator is None or not self.live:
             raise InputError(
@@ -246,9 +335,10 @@ class Pipeline:
 
     def animate(
         self,
-        image: PathLike | np.ndarray | Portrait,
-        audio: PathLike | np.ndarray,
+        image: Picture | Portrait,
+        audio: Speech,
         *,
+        sample_rate: int | None = None,
         head_motion: float = 1.0,
         expression: float = 1.0,
         smooth: float = 0.0,
@@ -258,9 +348,14 @@ class Pipeline:
     ) -> Frames:
         """Make a portrait speak: round(25 × seconds) frames.
 
-        image: a picture file, uint8 (H, W, 3) RGB, or a `portrait()`; audio: a recording, or float32 (n,) at
-        16 kHz. Everything is checked before the first frame is asked for.
+        Everything is checked before the first frame is asked for.
 
+        image: a picture, or a `portrait()`. A picture is a path, the content of a file (bytes), a file object, a PIL
+            image, or a numpy or torch array (H, W), (H, W, 1, 3 or 4) or channels first: uint8, uint16, or floating
+            point in [0, 1]; grey, RGB or RGBA.
+        audio: a recording or a video: a path, bytes, a file object; or an array (n,), (n, channels) or (channels, n):
+            floating point with full scale at 1, int16, int32 or uint8.
+        sample_rate: of an array, in Hz; must be given with one, and with nothing else.
         head_motion: 0 keeps the head still, 1 as generated, at most 2. expression: the same for the face.
         smooth: standard deviation of Gaussian smoothing in frames, 0 (off) to 25.
         seed: of turns of the head and blinks, of which speech tells nothing. The same seed gives the same video on the
@@ -270,8 +365,8 @@ class Pipeline:
         paste_back: put the animated face back into the full picture; frames then have the picture's size (at
             most 1920 pixels on the longest side), and `size` is not used.
 
-        Silent audio gives a quiet face, with a warning. Raises InputError for values out of range, a picture
-        without a face, audio shorter than 0.2 s or with samples that are not finite.
+        Silent audio gives a quiet face, with a warning. Raises InputError for values out of range, what is no picture
+        or sound, a picture without a face, audio shorter than 0.2 s or with samples that are not finite.
         """
         check_options(head_motion=head_motion, expression=expression, smooth=smooth, seed=seed, size=size)
         if self.generator is None:
@@ -279,10 +374,10 @@ class Pipeline:
                 f"this model has no {GENERATOR_FILE}, so it cannot speak; "
                 "train one on its motion, or use the model 'compact'"
             )
-        sound = read_speech(audio)
+        sound = Sound.given(audio, sample_rate, MIN_SECONDS)
         waveform = sound.speech
         if is_silent(waveform) and not self.live:
-            warnings.warn(f"{_name(audio, 'the audio')} is silent: the face stays quiet", stacklevel=1)
+            warnings.warn(f"{sound.name} is silent: the face stays quiet", stacklevel=1)
             expression = 0.0
         portrait = self.portrait(image)
         parts: Iterable[np.ndarray] = self._generate(portrait, waveform, seed)
@@ -294,75 +389,94 @@ class Pipeline:
 
     def reenact(
         self,
-        image: PathLike | np.ndarray | Portrait,
-        video: PathLike,
+        image: Picture | Portrait,
+        video: Media,
         *,
-        relative_motion: bool = True,
+        absolute: bool = False,
         best_frame: bool = True,
         size: int = SIZE,
         paste_back: bool = False,
+        progress: Progress | None = None,
     ) -> Frames:
         """Move a portrait like the face of a driving video, as many frames as the video has at 25 fps.
 
-        relative_motion: add the driving face's changes to the portrait's own shape and pose; otherwise take
-            its keypoints as they are, and with them its proportions and its place.
-        best_frame: count changes from the frame that resembles the portrait most, instead of from the first.
-        size, paste_back: as in `animate`. The video's sound comes along as `Frames.audio`.
+        image, size, paste_back: as in `animate`.
+        video: a path, the content of a file (bytes), or a file object. Its sound comes along as `Frames.audio`.
+        absolute: take the driving face's keypoints as they are, and with them its proportions and its place, instead
+            of adding its changes to the portrait's own shape and pose.
+        best_frame: count changes from the frame that resembles the portrait most, instead of from the first; of no
+            meaning to `absolute`.
+        progress: called as progress(done, total) while the video is watched, which takes two turns: total is twice its
+            frames. What it raises ends that, and comes out.
 
         Raises InputError for values out of range, and where there is no face.
         """
         check_options(size=size)
         portrait = self.portrait(image)
-        motion = self.motion(video)
-        if relative_motion:
+        with ExitStack() as opened:
+            driving = opened.enter_context(local_file(video, "the video"))
+            reader = VideoReader(driving.path)
+            motion = self._watched(reader, driving.name, progress)
+            sound = Sound.read(driving.path, name=driving.name).keeping(opened) if reader.has_audio else None
+        if not absolute:
             start = best_start(motion, portrait.pose) if best_frame else 0
             motion = relative(motion, motion[start], portrait.pose)
-        sound = Sound.read(video) if VideoReader(video).has_audio else None
         return self._render(portrait, motion, sound, size, paste_back)
 
     def render(
         self,
-        image: PathLike | np.ndarray | Portrait,
-        motion: PathLike | np.ndarray,
+        image: Picture | Portrait,
+        motion: Media | Array,
         *,
         size: int = SIZE,
         paste_back: bool = False,
     ) -> Frames:
-        """Draw a portrait under a motion: a motion file or (T, 10, 6), taken as it is.
+        """Draw a portrait under a motion, taken as it is.
 
+        motion: a motion file (a path, bytes, a file object), or a numpy or torch array (T, 10, 6).
+        image, size, paste_back: as in `animate`.
         Raises InputError also for the motion of another reenactor.
         """
         check_options(size=size)
-        if isinstance(motion, np.ndarray):
-            check_motion(motion, "the given motion")
-        else:
-            loaded = load_motion(motion)
-            if loaded.space not in (self.reenactor.space, self.name):
-                raise InputError(
-                    f"{motion}: motion of the space {loaded.space!r}; this model draws {self.reenactor.space!r}"
-                )
-            motion = loaded.motion
-        return self._render(self.portrait(image), motion, None, size, paste_back)
+        if isinstance(motion, np.ndarray | Tensor):
+            values = array_of(motion)
+            check_motion(values, "the given motion")
+            return self._render(self.portrait(image), values.astype(np.float32), None, size, paste_back)
+        with local_file(motion, "the motion") as file:
+            loaded = load_motion(file.path)
+        if loaded.space not in (self.reenactor.space, self.name):
+            raise InputError(
+                f"{file.name}: motion of the space {loaded.space!r}; this model draws {self.reenactor.space!r}"
+            )
+        return self._render(self.portrait(image), loaded.motion, None, size, paste_back)
 
-    def motion(self, video: PathLike) -> np.ndarray:
-        """Motion (T, 10, 6) of the face in a video. Raises InputError when it shows none."""
-        reader = VideoReader(video)
-        found = self.face_mesh.track(islice(reader, 0, None, DETECT_EVERY))
+    def motion(self, video: Media, *, progress: Progress | None = None) -> np.ndarray:
+        """Motion (T, 10, 6) of the face in a video. Raises InputError when it shows none.
+
+        video, progress: as in `reenact`.
+        """
+        with local_file(video, "the video") as file:
+            return self._watched(VideoReader(file.path), file.name, progress)
+
+    def _watched(self, reader: VideoReader, name: str, progress: Progress | None) -> np.ndarray:
+        """Motion (T, 10, 6), of two turns: the first finds the place of the face."""
+        count = max(1, round(FPS * reader.duration))
+        found = self.face_mesh.track(islice(_told(reader, count, progress, 0, 2), 0, None, DETECT_EVERY))
         faces: list[Face] = [face for face in found if face is not None]
         if not faces:
-            raise InputError(f"{video}: no face found; use a video of one person facing the camera")
+            raise InputError(f"{name}: no face found; use a video of one person facing the camera")
         box = crop_box(faces, reader.width, reader.height)
-        crops = (crop(frame, box, SIZE) for frame in reader)
+        crops = (crop(frame, box, SIZE) for frame in _told(reader, count, progress, 1, 2))
         if not self.reenactor.needs_landmarks:
             return np.concatenate([self._keypoints(np.stack(batch)) for batch in _batches(crops, BATCH)])
-        frames, watched = tee(crops)
-        faces_in_crops = self.face_mesh.track(watched)
+        frames, searched = tee(crops)
+        faces_in_crops = self.face_mesh.track(searched)
         seen = [self._seen_keypoints(frame, face) for frame, face in zip(frames, faces_in_crops, strict=True)]
         if all(pose is None for pose in seen):
-            raise InputError(f"{video}: no face found; use a video of one person facing the camera")
+            raise InputError(f"{name}: no face found; use a video of one person facing the camera")
         return filled_gaps(seen)
 
-    def portrait(self, image: PathLike | np.ndarray | Portrait) -> Portrait:
+    def portrait(self, image: Picture | Portrait) -> Portrait:
         """Find the face of a picture (the largest, when there are several), crop it, prepare its rendering.
 
         A portrait may be given wherever a picture is asked for, so that it is prepared once for many clips. A picture
@@ -371,8 +485,8 @@ class Pipeline:
         """
         if isinstance(image, Portrait):
             return image
-        name = _name(image, "the image")
-        picture, size = _picture(image)
+        name = name_of(image, "the image")
+        picture, size = read_picture(image, name, MAX_SEARCHED)
         picture, found = find_face(self.face_mesh, picture, name)
         height, width = picture.shape[:2]
         box = crop_box([found], width, height)
@@ -447,7 +561,9 @@ class Pipeline:
         frames = self._frames(portrait, motion, size, paste_back)
         return Frames(frames, motion, audio, self, portrait.size)
 
-    def _frames(self, portrait: Portrait, motion: GrowingMotion, size: int, paste_back: bool) -> Iterator[np.ndarray]:
+    def _frames(
+        self, portrait: Portrait, motion: GrowingMotion, size: int, paste_back: bool
+    ) -> Generator[np.ndarray, None, None]:
         def drawn(start: int) -> list[np.ndarray]:
             part = motion[start : start + BATCH]  # made here, as PyTorch's idle threads would be in the others' way
             if not paste_back:
@@ -478,41 +594,13 @@ def check_options(
         "size": (size, *SIZES),
     }
     for name, (value, low, high) in ranges.items():
+        kind, words = (Integral, "a whole number") if isinstance(low, int) else (Real, "a number")
+        if not isinstance(value, kind):
+            raise InputError(f"{name} must be {words}, not {value!r}")
         if not low <= value <= high:  # false for NaN too
             raise InputError(f"{name} must be between {low:g} and {high:g}, got {value:g}")
     if size % 2:
         raise InputError(f"size must be even, as videos are stored in blocks of 2 × 2 pixels; got {size}")
-
-
-def read_speech(audio: PathLike | np.ndarray) -> Sound:
-    """A recording, from a file or from float32 (n,) at 16 kHz.
-
-    Raises InputError when it is shorter than 0.2 s or holds samples that are not finite.
-    """
-    if not isinstance(audio, np.ndarray):
-        return Sound.read(audio, MIN_SECONDS)
-    if audio.ndim != 1 or not np.issubdtype(audio.dtype, np.floating):
-        raise InputError(f"audio must be one-dimensional floating-point samples at {SAMPLE_RATE} Hz")
-    if len(audio) < MIN_SECONDS * SAMPLE_RATE:
-        raise InputError(f"{len(audio)} samples of audio; at least {MIN_SECONDS:g} s are needed")
-    if not np.isfinite(audio).all():
-        raise InputError("the audio has samples that are NaN or infinite")
-    return Sound(audio.astype(np.float32, copy=False))
-
-
-def _picture(image: PathLike | np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-    """A picture large enough to find its face in, and the height and width of the whole one."""
-    if not isinstance(image, np.ndarray):
-        return read_reduced(image, MAX_SEARCHED)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise InputError(f"an image must be uint8 (height, width, 3), got {image.dtype} {image.shape}")
-    if max(image.shape) > MAX_SIDE:
-        raise InputError(f"the image is {image.shape[1]}x{image.shape[0]} pixels; scale it to {MAX_SIDE} or less")
-    return reduced(image, MAX_SEARCHED), (image.shape[0], image.shape[1])
-
-
-def _name(given: object, otherwise: str) -> str:
-    return otherwise if isinstance(given, np.ndarray | Portrait) else str(given)
 
 
 # Arrays

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from mssync.audio import SAMPLE_RATE
 from mssync.errors import InputError
 from mssync.metrics.speed import exact_fomm, in_turns
 from mssync.video import FPS
@@ -74,7 +75,7 @@ class Bench:
         self, picture: np.ndarray, speech: np.ndarray, reference: Path | None = None, minutes: float = 0.0
     ) -> None:
         self.picture, self.minutes = picture, minutes
-        self.speech = np.resize(speech, round(SPEECH_SECONDS * 16000)).astype(np.float32)
+        self.speech = np.resize(speech, round(SPEECH_SECONDS * SAMPLE_RATE)).astype(np.float32)
         self.reference = None if reference is None else Reference(reference)
 
     @cached_property
@@ -160,19 +161,18 @@ def startup(_: Bench) -> Rows:
 
 
 def animation(bench: Bench) -> Rows:
-    from mssync.video import write_video
-
     talker = bench.talker
     talker.portrait(bench.picture)  # the face mesh is part of loading
     firsts, rates = [], []
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(3):
             start = time.perf_counter()
-            frames = talker.animate(bench.picture, bench.speech)
+            frames = talker.animate(bench.picture, bench.speech, sample_rate=SAMPLE_RATE)
             next(frames)
             firsts.append(time.perf_counter() - start)
             start = time.perf_counter()
-            count = write_video(Path(folder) / "talking.mp4", talker.animate(bench.picture, bench.speech), bench.speech)
+            frames = talker.animate(bench.picture, bench.speech, sample_rate=SAMPLE_RATE)
+            count = frames.save(Path(folder) / "talking.mp4")
             rates.append(count / (time.perf_counter() - start))
     yield "animate end to end, 256×256", np.median(rates), "frames/s", "≥ 25", "picture and sound in, MP4 out"
     yield "first frame", np.median(firsts), "s", "< 1.5", f"after loading, {SPEECH_SECONDS:g} s of speech"
@@ -203,7 +203,8 @@ def drawing(bench: Bench) -> Rows:
     from mssync.animate import BATCH
 
     exact = exact_fomm()
-    motion = bench.talker.animate(bench.portrait, bench.speech).motion[: BATCH * bench.talker.cores.count]
+    frames = bench.talker.animate(bench.portrait, bench.speech, sample_rate=SAMPLE_RATE)
+    motion = frames.motion[: BATCH * bench.talker.cores.count]
     work = {
         "compact": _drawn(bench.talker, bench.portrait, motion),
         "exact": _drawing(exact, bench, BATCH),
@@ -468,7 +469,7 @@ def _profiled(bench: Bench, peak: float, coarse: float) -> Iterator[tuple[str, C
     """What is looked at: name, work, frames of it, multiply-adds a second at best."""
     from mssync.animate import BATCH
 
-    motion = bench.talker.animate(bench.portrait, bench.speech).motion[:BATCH]
+    motion = bench.talker.animate(bench.portrait, bench.speech, sample_rate=SAMPLE_RATE).motion[:BATCH]
     best = coarse if bench.talker.reenactor.precision == "bfloat16" else peak
     # In this thread, where operators can be counted, on all cores.
     yield "drawing, compact", lambda: len(bench.talker.draw_here(bench.portrait, motion, 256)), BATCH, best

@@ -20,12 +20,19 @@ class InputError(ValueError):
     """Something that the user gave cannot be used; the message is one line that says what and why."""
 
 
+def as_path(given: object) -> Path:
+    """A path as a Path, also an os.PathLike that holds bytes. Raises InputError: it is none."""
+    if not isinstance(given, str | os.PathLike):
+        raise InputError(f"a file is given by its path here, not as {type(given).__name__}")
+    return Path(os.fsdecode(given))
+
+
 def input_file(path: PathLike) -> Path:
     """Return `path` as a Path after checking that it is a file with content that may be read.
 
-    Raises InputError: missing, a directory, not a regular file, no permission, empty.
+    Raises InputError: no path, missing, a directory, not a regular file, no permission, empty.
     """
-    path = Path(path)
+    path = as_path(path)
     try:
         if path.is_dir():
             raise InputError(f"{path} is a directory, not a file")
@@ -46,9 +53,9 @@ def input_file(path: PathLike) -> Path:
 def output_file(path: PathLike, suffix: str) -> Path:
     """Return `path` as a Path after checking that a file of that name can be made.
 
-    Raises InputError: wrong suffix, a directory, the folder is missing or may not be written to.
+    Raises InputError: no path, wrong suffix, a directory, the folder is missing or may not be written to.
     """
-    path = Path(path)
+    path = as_path(path)
     if path.suffix.lower() != suffix:
         raise InputError(f"the output {path} must end in {suffix}")
     if os.path.isdir(path):

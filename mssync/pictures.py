@@ -67,16 +67,32 @@ def read_image(path: PathLike) -> RGB:
 
 def decode_image(source: Path | BinaryIO, name: str) -> RGB:
     """As `read_image`, also of a file object; messages call it `name`."""
-    return _decode(source, name, None)[0]
+    return decode_reduced(source, name, None)[0]
 
 
-def read_reduced(path: PathLike, longest: int) -> tuple[RGB, Size]:
+def read_reduced(path: PathLike, longest: int | None) -> tuple[RGB, Size]:
     """As `read_image`, at most `longest` pixels on the longest side, and height and width of the whole picture.
 
     Large pictures are reduced while they are decoded where the format can, and as early as possible where not.
     """
     path = input_file(path)
-    return _decode(path, str(path), longest)
+    return decode_reduced(path, str(path), longest)
+
+
+def decode_reduced(source: Path | BinaryIO, name: str, longest: int | None) -> tuple[RGB, Size]:
+    """As `read_reduced`, also of a file object; None for all pixels."""
+    image = open_image(source, name)
+    if image is None:
+        raise InputError(unreadable(source, name))
+    with image:
+        # Pillow would map a plain TIFF into memory by its name, and one that is to be turned wrongly.
+        image.filename = ""
+        return _pixels(image, source, name, longest)
+
+
+def convert_reduced(image: Image.Image, name: str, longest: int | None) -> tuple[RGB, Size]:
+    """The same of a PIL image, which stays as it is. Raises InputError likewise."""
+    return _pixels(image, None, name, longest)
 
 
 def open_image(source: Path | BinaryIO, name: str) -> ImageFile.ImageFile | None:
@@ -120,7 +136,7 @@ def displayed_size(image: Image.Image, name: str) -> Size:
     return image.size if turned else image.size[::-1]
 
 
-def reduced(pixels: RGB, longest: int) -> RGB:
+def reduced(pixels: RGB, longest: int | None) -> RGB:
     """A picture (H, W, 3) of at most `longest` pixels on its longest side: itself where it is no larger."""
     size = _fitting(pixels.shape[1::-1], longest)
     if size == pixels.shape[1::-1]:
@@ -131,26 +147,21 @@ def reduced(pixels: RGB, longest: int) -> RGB:
 # Steps of reading
 
 
-def _decode(source: Path | BinaryIO, name: str, longest: int | None) -> tuple[RGB, Size]:
-    image = open_image(source, name)
-    if image is None:
-        raise InputError(unreadable(source, name))
-    with image:
-        _check(image, name)
-        profile = image.info.get("icc_profile")
-        # Pillow would map a plain TIFF into memory by its name, and one that is to be turned wrongly.
-        image.filename = ""
-        try:
-            wide = _wide_samples(image, source)
-            if wide is not None:
-                orientation, size = _orientation(image), (wide.shape[0], wide.shape[1])
-                pixels = _wide_in_srgb(_reduced_wide(wide, longest), profile, name)
-            else:
-                size = _load(image, longest)
-                orientation = _orientation(image)
-                pixels = _in_srgb(_reduced_plain(image, longest), profile, name)
-        except Exception as error:  # damaged files make Pillow raise nearly anything
-            raise InputError(f"{name} is damaged and cannot be decoded ({error})") from error
+def _pixels(image: Image.Image, source: Path | BinaryIO | None, name: str, longest: int | None) -> tuple[RGB, Size]:
+    """Pixels and whole size of an open picture. source: its file; None for a picture of somebody else's."""
+    _check(image, name)
+    profile = image.info.get("icc_profile")
+    try:
+        wide = _wide_samples(image, source)
+        if wide is not None:
+            orientation, size = _orientation(image), (wide.shape[0], wide.shape[1])
+            pixels = _wide_in_srgb(_reduced_wide(wide, longest), profile, name)
+        else:
+            size = _load(image, longest if source is not None else None)
+            orientation = _orientation(image)
+            pixels = _in_srgb(_reduced_plain(image, longest), profile, name)
+    except Exception as error:  # damaged files make Pillow raise nearly anything
+        raise InputError(f"{name} is damaged and cannot be decoded ({error})") from error
     pixels = UPRIGHT.get(orientation, np.asarray)(pixels)
     return np.ascontiguousarray(pixels), size[::-1] if orientation in (5, 6, 7, 8) else size
 
@@ -266,13 +277,13 @@ def _in_srgb(image: Image.Image, profile: bytes | None, name: str) -> RGB:
 # Sixteen bits
 
 
-def _wide_samples(image: Image.Image, source: Path | BinaryIO) -> Wide | None:
+def _wide_samples(image: Image.Image, source: Path | BinaryIO | None) -> Wide | None:
     """Samples (H, W) or (H, W, 3) of a picture with 16 bits a channel, over white; None for any other picture."""
     if image.mode.startswith("I"):
         samples = np.asarray(image).clip(0, 65535).astype(np.uint16)
         clear = image.info.get("transparency")
         return np.where(samples == clear, np.uint16(65535), samples) if isinstance(clear, int) else samples
-    if image.mode not in ("RGB", "RGBA") or not _has_sixteen_bits(image, source):
+    if source is None or image.mode not in ("RGB", "RGBA") or not _has_sixteen_bits(image, source):
         return None
     found = _by_ffmpeg(source, "png_pipe" if image.format == "PNG" else "tiff_pipe")
     return found if found is None or found.shape[2] == 3 else _over_white(found)

@@ -7,6 +7,7 @@ Packets are copied where an MP4 can hold them and players play them; other sound
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mssync.audio import JITTER, SAMPLE_RATE, Line, load_audio
+from mssync.audio import JITTER, Line, load_audio
 from mssync.errors import PathLike
+from mssync.inputs import Speech, sound_file
 from mssync.video import (
     FRAME,
     PLAYED,
     Clock,
     EncodedSound,
-    encoded_array,
     first_shown,
     open_media,
     sound_stream,
@@ -44,25 +45,37 @@ class Sound:
 
     Attributes:
         speech: (n,) float32, mono, 16 kHz: see `audio.load_audio`
-        path: the file that it is from, or None
-        samples: (n, channels) in [-1, 1] where there is no file; None: `speech` is all there is
-        rate: of `samples`, in Hz
+        path: the file that it is from
+        name: what messages call it
     """
 
     speech: NDArray[np.float32]
-    path: Path | None = None
-    samples: NDArray[np.float32] | None = None
-    rate: int = SAMPLE_RATE
+    path: Path
+    name: str
 
     @classmethod
-    def read(cls, path: PathLike, min_seconds: float = 0.0) -> Sound:
+    def read(cls, path: PathLike, min_seconds: float = 0.0, name: str | None = None) -> Sound:
         """Of a recording or a video. Raises InputError as `audio.load_audio`."""
-        return cls(load_audio(path, min_seconds), Path(path))
+        return cls(load_audio(path, min_seconds), Path(path), name or str(path))
+
+    @classmethod
+    def given(cls, speech: Speech, sample_rate: int | None = None, min_seconds: float = 0.0) -> Sound:
+        """Of what people hold (see `inputs.sound_file`), of which a copy is kept as long as the sound.
+
+        Raises InputError.
+        """
+        with ExitStack() as opened:
+            file = opened.enter_context(sound_file(speech, sample_rate))
+            return cls.read(file.path, min_seconds, file.name).keeping(opened)
+        raise AssertionError("unreachable: the block above returns")
+
+    def keeping(self, opened: ExitStack) -> Sound:
+        """The same; what is opened stays so until nobody has it any more."""
+        weakref.finalize(self, opened.pop_all().close)
+        return self
 
     def track(self, target: OutputContainer) -> EncodedSound | CopiedSound:
         """A sound track of an MP4 that is written with it."""
-        if self.path is None:
-            return encoded_array(target, self.speech if self.samples is None else self.samples, self.rate)
         zero, copied = first_shown(self.path), _can_be_copied(self.path)
         with ExitStack() as opened:
             source = opened.enter_context(open_media(self.path))
@@ -73,7 +86,7 @@ class Sound:
             given, rate = line.first.layout, line.first.sample_rate
             layout = LAYOUTS.get(given.nb_channels)
             if layout is None:
-                warnings.warn(f"{self.path}: its {given.nb_channels} channels of sound are mixed to two", stacklevel=2)
+                warnings.warn(f"{self.name}: its {given.nb_channels} channels of sound are mixed to two", stacklevel=2)
                 layout = "stereo"
             return EncodedSound(target, line.blocks(layout, rate), layout, rate, opened.pop_all())
         raise AssertionError("unreachable: the block above returns")

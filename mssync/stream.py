@@ -7,12 +7,16 @@ grows. The same generator run over a whole recording (`Pipeline.animate`) gives 
 
 from __future__ import annotations
 
+from fractions import Fraction
+
+import av
 import numpy as np
 import torch
 
 from mssync.animate import Pipeline, Portrait, check_options
-from mssync.audio import FeatureStream
-from mssync.errors import InputError, PathLike
+from mssync.audio import SAMPLE_RATE, FeatureStream
+from mssync.errors import InputError
+from mssync.inputs import MAX_CHANNELS, Array, Picture, array_of, checked_rate, samples_of, type_name
 from mssync.motion import KEYPOINTS, VALUES, control, idle
 from mssync.reenact import SIZE
 from mssync.video import FPS
@@ -23,8 +27,12 @@ class StreamingAnimator:
 
     Args:
         pipeline: of `mssync.load(live=True)`
-        portrait: a picture file, uint8 (H, W, 3) RGB, or a `Pipeline.portrait`
-        head_motion, expression, seed, size: as in `Pipeline.animate`
+        portrait: a picture as `Pipeline.animate` takes it, or a `Pipeline.portrait`
+        sample_rate: of what is pushed, in Hz
+        head_motion: as in `Pipeline.animate`
+        expression: as in `Pipeline.animate`
+        seed: as in `Pipeline.animate`
+        size: as in `Pipeline.animate`
 
     Attributes:
         lookahead: frames of sound beyond its own start that a frame waits for; `latency` the same in seconds
@@ -36,14 +44,16 @@ class StreamingAnimator:
     def __init__(
         self,
         pipeline: Pipeline,
-        portrait: PathLike | np.ndarray | Portrait,
+        portrait: Picture | Portrait,
         *,
+        sample_rate: int,
         head_motion: float = 1.0,
         expression: float = 1.0,
         seed: int = 0,
         size: int = SIZE,
     ) -> None:
         check_options(head_motion=head_motion, expression=expression, seed=seed, size=size)
+        self._resampled = Resampler(sample_rate)
         generator = pipeline.live_generator()
         self.pipeline, self.portrait, self.size = pipeline, pipeline.portrait(portrait), size
         self.head_motion, self.expression = head_motion, expression
@@ -55,11 +65,11 @@ class StreamingAnimator:
         self._listener = generator.listen(first, seed)
         self._flushed = False
 
-    def push(self, samples: np.ndarray) -> list[np.ndarray]:
+    def push(self, samples: Array) -> list[np.ndarray]:
         """Take the next samples of the speech -> the frames that are complete now, uint8 (size, size, 3) RGB.
 
-        samples: floating point (n,), 16 kHz mono, any n, also 0. Frames come in order, none is left out; in the end
-        there are round(25 × seconds).
+        samples: (n,) or (n, channels), any n, also 0: floating point with full scale at 1, int16, int32 or uint8.
+        Frames come in order, none is left out; in the end there are round(25 × seconds).
         Raises InputError: another shape or type, samples that are not finite, after `flush`.
         """
         return self.draw(self.push_motion(samples))
@@ -68,20 +78,19 @@ class StreamingAnimator:
         """The speech has ended: the last frames."""
         return self.draw(self.flush_motion())
 
-    def push_motion(self, samples: np.ndarray) -> np.ndarray:
+    def push_motion(self, samples: Array) -> np.ndarray:
         """As `push`, but the motion (n, 10, 6) alone, for callers that need not draw every frame."""
         if self._flushed:
             raise InputError("this stream has ended; make a new StreamingAnimator for the next one")
-        if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating) or not np.isfinite(samples).all():
-            raise InputError("samples must be one-dimensional, finite floating-point numbers: 16 kHz mono in [-1, 1]")
-        return self._motion(self._listener.push(self._features.push(samples)[None].to(self.pipeline.device)))
+        return self._motion(self._hear(self._resampled.push(_mono(samples))))
 
     def flush_motion(self) -> np.ndarray:
         """As `flush`, but the motion (n, 10, 6) alone."""
         if self._flushed:
             return self._motion([])
         self._flushed = True
-        last = self._listener.push(self._features.flush()[None].to(self.pipeline.device))
+        last = self._hear(self._resampled.flush())
+        last += self._listener.push(self._features.flush()[None].to(self.pipeline.device))
         return self._motion(last + self._listener.flush())
 
     def draw(self, motion: np.ndarray) -> list[np.ndarray]:
@@ -92,6 +101,9 @@ class StreamingAnimator:
         """The frame of motion (10, 6), drawn in this thread."""
         return self.pipeline.draw_here(self.portrait, motion[None], self.size)[0]
 
+    def _hear(self, waveform: np.ndarray) -> list[torch.Tensor]:
+        return self._listener.push(self._features.push(waveform)[None].to(self.pipeline.device))
+
     def _motion(self, frames: list[torch.Tensor]) -> np.ndarray:
         if not frames:
             return np.zeros((0, KEYPOINTS, VALUES), np.float32)
@@ -100,3 +112,44 @@ class StreamingAnimator:
         self.made += len(motion)
         rigid = self.pipeline.reenactor.rigid
         return control(self.portrait.pose, motion, rigid, head=self.head_motion, expression=self.expression)
+
+
+class Resampler:
+    """Mono sound of any rate to 16 kHz while it arrives; how it is cut into pieces does not matter.
+
+    Sound of 16 kHz stays as it is; all other comes a millisecond later, as a filter needs what follows.
+    """
+
+    def __init__(self, sample_rate: int) -> None:
+        self.sample_rate = checked_rate(sample_rate)
+        self._received = 0
+        self._converter = av.AudioResampler(format="fltp", layout="mono", rate=SAMPLE_RATE)
+
+    def push(self, samples: np.ndarray) -> np.ndarray:
+        """Samples (n,) float32, any n -> those at 16 kHz that are complete, (m,)."""
+        if self.sample_rate == SAMPLE_RATE or not len(samples):
+            return samples
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples)[None], format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = self.sample_rate, self._received
+        frame.time_base = Fraction(1, self.sample_rate)
+        self._received += len(samples)
+        return _joined(self._converter.resample(frame))
+
+    def flush(self) -> np.ndarray:
+        """The rest, as if silence followed."""
+        return _joined(self._converter.resample(None)) if self._received else np.zeros(0, np.float32)
+
+
+def _joined(frames: list[av.AudioFrame]) -> np.ndarray:
+    return np.concatenate([np.zeros(0, np.float32), *(frame.to_ndarray()[0] for frame in frames if frame)])
+
+
+def _mono(samples: Array) -> np.ndarray:
+    """Pushed samples (n,) or (n, channels) as float32 (n,). Raises InputError: another type or shape, NaN."""
+    if not isinstance(samples, np.ndarray | torch.Tensor):
+        raise InputError(f"samples cannot be of the type {type_name(samples)}; give a numpy or torch array")
+    array = array_of(samples)
+    if array.ndim not in (1, 2) or (array.ndim == 2 and not 1 <= array.shape[1] <= MAX_CHANNELS):
+        raise InputError(f"the samples have the shape {array.shape}; give (n,) or (n, channels)")
+    values = samples_of(array, "the sound")
+    return values if values.ndim == 1 else values.mean(1)

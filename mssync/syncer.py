@@ -9,15 +9,14 @@ keypoints, landmarks, blendshape coefficients.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mssync.audio import AUDIO_PER_VIDEO, N_FILTERS
-from mssync.errors import InputError, PathLike
+from mssync.audio import AUDIO_PER_VIDEO, HOP_LENGTH, N_FILTERS, SAMPLE_RATE
+from mssync.errors import InputError, PathLike, as_path
 from mssync.pyramid import LEVELS, pyramid
 from mssync.video import FPS
 
@@ -25,13 +24,14 @@ MOTION_WINDOW = 5  # frames of motion that a syncer sees: 200 ms at level 1
 AUDIO_WINDOW = AUDIO_PER_VIDEO * MOTION_WINDOW  # frames of audio over the same time
 MAX_OFFSET = 15  # frames of a level to both sides in which an offset is sought (the paper, section 4.3)
 LIMIT = 5.0  # standard deviations of what a syncer sees: the log energies of digital silence lie far outside of speech
+AUDIO_RATE = SAMPLE_RATE // HOP_LENGTH  # frames of audio a second: 100
 STILL = 1e-3  # a coordinate whose deviation is below this fraction of the largest one counts as not moving
 
 
 class Standardize(nn.Module):
     """(x - mean) / std with fixed statistics in the state dict, so that a trained network takes raw input.
 
-    Before `set_statistics` it returns its input unchanged.
+    Before `set_statistics` it returns its input unchanged. The output has the type of the statistics.
     """
 
     mean: Tensor
@@ -49,7 +49,7 @@ class Standardize(nn.Module):
         self.std.copy_(torch.where(std > STILL * std.max(), std, torch.ones_like(std)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return ((x - self.mean) / self.std).clamp(-self.limit, self.limit)
+        return ((x - self.mean) / self.std).clamp(-self.limit, self.limit).to(self.mean.dtype)
 
 
 class _Frames(nn.Module):
@@ -111,7 +111,10 @@ class Syncer(nn.Module):
         Vector n is of frames n … n+4, centred on n+2. Raises InputError: less than one window, another D.
         """
         if motion.shape[-1] != self.motion_dim:
-            raise InputError(f"this syncer is for motion of {self.motion_dim} numbers a frame, not {motion.shape[-1]}")
+            raise InputError(
+                f"this syncer is for motion of {self.motion_dim} numbers a frame, not {motion.shape[-1]}; "
+                "train syncers on yours (`mssync train syncer --data`)"
+            )
         _check_length(motion.shape[1], MOTION_WINDOW, "motion")
         return F.normalize(self.motion_encoder(self.motion_norm(motion)), dim=-1)
 
@@ -170,12 +173,16 @@ class SyncerPyramid(nn.Module):
         syncers: of levels 1, 2, …; one alone is the usual single scale.
         fps: frame rate of the motion that is given. The syncers work at 25 frames a second; other rates are resampled
             linearly to that (`at_video_rate`).
+
+    Raises InputError: no syncers, fps is not above zero.
     """
 
     def __init__(self, syncers: Sequence[Syncer], fps: float = FPS) -> None:
         super().__init__()
+        if not syncers:
+            raise InputError("give at least one syncer, that of level 1")
         self.syncers = nn.ModuleList(syncers)
-        self.fps = fps
+        self.fps = _checked_rate(fps)
 
     @classmethod
     def load(cls, folder: PathLike | None = None, levels: int = LEVELS, fps: float = FPS) -> SyncerPyramid:
@@ -185,7 +192,7 @@ class SyncerPyramid(nn.Module):
         """
         from mssync.weights import SHIPPED, load_model
 
-        where = Path(SHIPPED if folder is None else folder)
+        where = SHIPPED if folder is None else as_path(folder)
         files = {level: where / f"syncer{level}.safetensors" for level in range(1, levels + 1)}
         present = [level for level, file in files.items() if file.is_file()]
         if not present or present != list(range(1, present[-1] + 1)):
@@ -208,19 +215,77 @@ class SyncerPyramid(nn.Module):
                 )
 
     def embed_motion(self, motion: Tensor) -> list[Tensor]:
-        """Motion (B, T, D) -> per level (B, windows, embedding). Raises InputError: too short for the highest level."""
+        """Motion (B, T, D) -> per level (B, windows, embedding).
+
+        Raises InputError: another shape, too short for the highest level.
+        """
+        _check_shape(motion, "motion", "T, D")
         levels = pyramid(at_video_rate(motion, self.fps), len(self))
         return [cast(Syncer, net).embed_motion(x) for net, x in zip(self.syncers, levels, strict=True)]
 
     def embed_audio(self, audio: Tensor) -> list[Tensor]:
-        """Audio (B, A, 26), 100 frames a second -> per level (B, windows, embedding). Raises InputError: too short."""
+        """Audio (B, A, 26), 100 frames a second -> per level (B, windows, embedding).
+
+        Raises InputError: another shape, too short for the highest level.
+        """
+        _check_shape(audio, "audio", f"A, {N_FILTERS}")
+        if audio.shape[-1] != N_FILTERS:
+            raise InputError(
+                f"audio has {audio.shape[-1]} numbers a frame; give the {N_FILTERS} of `mssync.audio.features`"
+            )
         levels = pyramid(audio, len(self))
         return [cast(Syncer, net).embed_audio(x) for net, x in zip(self.syncers, levels, strict=True)]
 
     def forward(self, motion: Tensor, audio: Tensor) -> list[Tensor]:
-        """Motion and audio of the same time -> per level the scores (B, windows) of eq. 3, in [-1, 1]."""
-        pairs = zip(self.embed_audio(audio), self.embed_motion(motion), strict=True)
-        return [cosines(sounds, moves) for sounds, moves in pairs]
+        """Motion and audio of the same time -> per level the scores (B, windows) of eq. 3, in [-1, 1].
+
+        Raises InputError: as the two embeddings, and for another duration or another batch (`check_same_time`).
+        """
+        return self.compare(motion, self.embed_audio(audio), audio.shape[1])
+
+    def compare(self, motion: Tensor, sounds: Sequence[Tensor], audio_frames: int | None = None) -> list[Tensor]:
+        """The same, of audio that was embedded before. audio_frames: A, where it is known to the frame."""
+        moves = self.embed_motion(motion)
+        if len(sounds) != len(moves):
+            raise InputError(f"audio is embedded at {len(sounds)} levels, motion at {len(moves)}; use the same syncers")
+        if audio_frames is None:  # of so many windows it is one of four numbers: that which fits best
+            least = AUDIO_PER_VIDEO * (sounds[0].shape[1] + MOTION_WINDOW - 1)
+            wanted = round(AUDIO_RATE * motion.shape[1] / self.fps)
+            audio_frames = min(max(wanted, least), least + AUDIO_PER_VIDEO - 1)
+        check_same_time(motion.shape[1], self.fps, audio_frames)
+        if len(sounds[0]) != len(motion) and 1 not in (len(sounds[0]), len(motion)):
+            raise InputError(
+                f"audio has a batch of {len(sounds[0])}, motion one of {len(motion)}; give pairs, or one of them"
+            )
+        return [cosines(sound, move) for sound, move in zip(sounds, moves, strict=True)]
+
+
+def check_same_time(motion_frames: int, fps: float, audio_frames: int) -> None:
+    """Raise InputError where motion and audio do not last for the same time.
+
+    The natural rounding is let pass: one frame of motion, and not less than 4 frames of audio (40 ms).
+    """
+    slack = max(AUDIO_PER_VIDEO / AUDIO_RATE, 1 / fps)
+    seconds, heard = motion_frames / fps, audio_frames / AUDIO_RATE
+    if abs(seconds - heard) > slack * (1 + 1e-6):
+        raise InputError(
+            f"motion lasts {seconds:.2f} s ({motion_frames} frames at {fps:g} a second) and audio {heard:.2f} s "
+            f"({audio_frames} frames at {AUDIO_RATE} a second); cut both to the same time, and give the frame rate of "
+            "the motion to SyncerPyramid(fps=...)"
+        )
+
+
+def _check_shape(x: object, what: str, axes: str) -> None:
+    if not isinstance(x, Tensor):
+        raise InputError(f"{what} must be a tensor (B, {axes}), not {type(x).__name__}")
+    if x.ndim != 3:
+        raise InputError(f"{what} must have the shape (B, {axes}), not {tuple(x.shape)}")
+
+
+def _checked_rate(fps: float) -> float:
+    if not 0 < fps < float("inf"):
+        raise InputError(f"the frame rate of motion must be above zero, got {fps}")
+    return fps
 
 
 def at_video_rate(motion: Tensor, fps: float) -> Tensor:
@@ -228,9 +293,7 @@ def at_video_rate(motion: Tensor, fps: float) -> Tensor:
 
     Raises InputError: fps is not above zero.
     """
-    if not fps > 0:
-        raise InputError(f"the frame rate of motion must be above zero, got {fps}")
-    if fps == FPS:
+    if _checked_rate(fps) == FPS:
         return motion
     length = motion.shape[1]
     at = torch.arange(0, length - 1 + 1e-6, fps / FPS, dtype=torch.float64, device=motion.device)
@@ -243,7 +306,8 @@ class MultiScaleSyncLoss(nn.Module):
     """Multi-scale audio-visual synchrony loss (eq. 6): the sum of eq. 7 over the levels of the pyramid.
 
     The syncers are frozen in place and stay in evaluation mode whatever `train()` is called on. Gradients
-    reach the motion only. With four levels a sequence needs at least 39 frames (1.56 s).
+    reach the motion only. With four levels a sequence needs at least 39 frames (1.56 s). Motion and audio must last
+    for the same time, which is checked.
 
     Args:
         pyramid: the trained syncers; the shipped ones unless given.
@@ -273,10 +337,13 @@ class MultiScaleSyncLoss(nn.Module):
         """Loss of motion (B, T, D) against audio (B, A, 26) of the same time, or against `embed_audio` of it.
 
         Returns the scalar of eq. 6 and its terms (eq. 7), each the negative mean score, in [-1, 1].
-        Raises InputError: too short for the highest level.
+        Raises InputError: another shape or batch, another D than that of the syncers, too short for the highest level,
+        or durations that differ by more than a frame of motion and 4 frames of audio (`check_same_time`).
         """
-        embedded = self.embed_audio(audio) if isinstance(audio, Tensor) else audio
-        moved = self.pyramid.embed_motion(motion)
-        terms = [-cosines(sounds, moves).mean() for sounds, moves in zip(embedded, moved, strict=True)]
+        if isinstance(audio, Sequence):
+            scores = self.pyramid.compare(motion, audio)
+        else:
+            scores = self.pyramid.compare(motion, self.embed_audio(audio), audio.shape[1])
+        terms = [-score.mean() for score in scores]
         total = torch.stack(terms).sum()
         return (total / len(terms) if self.reduction == "mean" else total), terms

@@ -236,7 +236,7 @@ class VideoReader:
     """
 
     def __init__(self, path: PathLike, start: float = 0.0, stop: float | None = None, threads: bool = True) -> None:
-        self.path = Path(path)
+        self.path = input_file(path)
         self.threads = threads
         self.start = Fraction(start).limit_denominator(1000)
         self.count = None if stop is None else max(0, round((Fraction(stop) - self.start) * FPS))

@@ -204,7 +204,7 @@ def worker() -> None:
     face = talker.portrait(good_portrait())
     sound = np.zeros(8000, np.float32)
     sound[::50] = 0.5
-    list(talker.animate(face, sound))  # everything that is built late
+    list(talker.animate(face, sound, sample_rate=16000))  # everything that is built late
     used = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
 
@@ -212,7 +212,7 @@ def worker() -> None:
         next(frames)
 
     entries: dict[str, Callable[[Path], object]] = {
-        "animate image": lambda path: first(talker.animate(path, sound)),
+        "animate image": lambda path: first(talker.animate(path, sound, sample_rate=16000)),
         "animate audio": lambda path: first(talker.animate(face, path)),
         "motion": talker.motion,
         "info": probe,

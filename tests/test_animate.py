@@ -33,7 +33,7 @@ def picture() -> np.ndarray:
 
 @pytest.mark.parametrize("seconds", [0.2, 1.0, 1.333, 2.019])
 def test_frames_are_as_many_as_the_sound_is_long(talker, picture, seconds) -> None:
-    frames = talker.animate(picture, speech(seconds))
+    frames = talker.animate(picture, speech(seconds), sample_rate=16000)
     made = list(frames)
     assert len(frames) == len(made) == len(frames.motion) == round(25 * seconds)
     assert all(f.shape == (256, 256, 3) and f.dtype == np.uint8 for f in made)
@@ -41,7 +41,7 @@ def test_frames_are_as_many_as_the_sound_is_long(talker, picture, seconds) -> No
 
 
 def test_frames_are_made_when_asked_for(talker, picture) -> None:
-    frames = talker.animate(picture, speech(4))
+    frames = talker.animate(picture, speech(4), sample_rate=16000)
     assert talker.reenactor.batches == []
     next(frames)
     assert set(talker.reenactor.batches) == {A.BATCH}
@@ -63,19 +63,19 @@ def test_what_goes_wrong_is_told_to_all_who_ask() -> None:
 
 
 def test_still_head_and_full_motion(talker, picture) -> None:
-    still = talker.animate(picture, speech(1), head_motion=0).motion
+    still = talker.animate(picture, speech(1), sample_rate=16000, head_motion=0).motion
     np.testing.assert_allclose(still, np.tile(still[:1], (25, 1, 1)), atol=1e-5)
-    moving = talker.animate(picture, speech(1)).motion
+    moving = talker.animate(picture, speech(1), sample_rate=16000).motion
     np.testing.assert_allclose(moving[:, 0, 0] - moving[0, 0, 0], 0.01 * np.arange(25), atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [64, 320])
 def test_size(talker, picture, size) -> None:
-    assert next(talker.animate(picture, speech(0.4), size=size)).shape == (size, size, 3)
+    assert next(talker.animate(picture, speech(0.4), sample_rate=16000, size=size)).shape == (size, size, 3)
 
 
 def test_paste_back_keeps_the_picture(talker, picture) -> None:
-    frame = next(talker.animate(picture, speech(0.4), paste_back=True))
+    frame = next(talker.animate(picture, speech(0.4), sample_rate=16000, paste_back=True))
     assert frame.shape == picture.shape
     np.testing.assert_array_equal(frame[:, :5], picture[:, :5])  # outside the crop
 
@@ -92,13 +92,16 @@ def test_huge_pictures_are_pasted_into_small_videos(talker) -> None:
 def test_a_portrait_is_prepared_once(talker, picture) -> None:
     portrait = talker.portrait(picture)
     assert talker.portrait(portrait) is portrait
-    first, second = talker.animate(portrait, speech(0.4)), talker.animate(picture, speech(0.4))
+    first, second = (
+        talker.animate(portrait, speech(0.4), sample_rate=16000),
+        talker.animate(picture, speech(0.4), sample_rate=16000),
+    )
     np.testing.assert_array_equal(next(first), next(second))
 
 
 def test_silence_is_quiet_and_warned_of(talker, picture) -> None:
     with pytest.warns(UserWarning, match="silent"):
-        motion = talker.animate(picture, np.zeros(16000, np.float32)).motion
+        motion = talker.animate(picture, np.zeros(16000, np.float32), sample_rate=16000).motion
     assert len(motion) == 25
 
 
@@ -110,7 +113,9 @@ def test_several_faces_are_warned_of(picture) -> None:
 
 def test_another_seed_turns_the_head_elsewhere() -> None:
     talker, picture = A.load(), Path(mssync.__file__).parent / "assets" / "demo_portrait.jpg"
-    first, again, other = (talker.animate(picture, speech(4.0), seed=seed).motion[:] for seed in (1, 1, 2))
+    first, again, other = (
+        talker.animate(picture, speech(4.0), sample_rate=16000, seed=seed).motion[:] for seed in (1, 1, 2)
+    )
     assert np.array_equal(first, again)
     places = [motion[:, :, :2].mean(1) for motion in (first, other)]
     assert np.abs(places[0] - places[1]).max() > 0.01
@@ -128,42 +133,37 @@ def test_another_seed_turns_the_head_elsewhere() -> None:
         {"size": 62},
         {"size": 129},
         {"size": 1026},
+        {"size": 128.5},
+        {"seed": "7"},
+        {"head_motion": None},
     ],
 )
 def test_options_out_of_range(talker, picture, options) -> None:
     with pytest.raises(InputError, match=next(iter(options)).replace("_", " ")):
-        talker.animate(picture, speech(1), **options)
+        talker.animate(picture, speech(1), sample_rate=16000, **options)
 
 
 @pytest.mark.parametrize(
     ("audio", "words"),
     [
         (np.zeros(1600, np.float32), "0.2 s"),
-        (np.zeros(0, np.float32), "0.2 s"),
+        (np.zeros(0, np.float32), "no samples"),
         (np.full(16000, np.nan, np.float32), "NaN"),
-        (np.zeros((2, 16000), np.float32), "one-dimensional"),
-        (np.zeros(16000, np.int16), "floating-point"),
     ],
 )
 def test_audio_of_no_use(talker, picture, audio, words) -> None:
     with pytest.raises(InputError, match=words):
-        talker.animate(picture, audio)
-
-
-@pytest.mark.parametrize(("shape", "dtype"), [((50, 50), np.uint8), ((50, 50, 3), float), ((0, 5, 3), np.uint8)])
-def test_images_of_no_use(talker, shape, dtype) -> None:
-    with pytest.raises(InputError, match="uint8"):
-        talker.animate(np.zeros(shape, dtype), speech(1))
+        talker.animate(picture, audio, sample_rate=16000)
 
 
 def test_no_face_is_an_error(talker) -> None:
     with pytest.raises(InputError, match="no face"):
-        talker.animate(np.zeros((50, 50, 3), np.uint8), speech(1))
+        talker.animate(np.zeros((50, 50, 3), np.uint8), speech(1), sample_rate=16000)
 
 
 def test_a_reenactor_alone_does_not_speak(picture) -> None:
     with pytest.raises(InputError, match=r"generator\.safetensors"):
-        A.Pipeline(FakeReenactor(), None, face_mesh=FakeMesh()).animate(picture, speech(1))
+        A.Pipeline(FakeReenactor(), None, face_mesh=FakeMesh()).animate(picture, speech(1), sample_rate=16000)
 
 
 @pytest.fixture
@@ -193,12 +193,12 @@ def test_reenact(talker, picture, driving) -> None:
     assert abs(len(frames.audio.speech) - 31 * 640) < 2000
     first = talker.reenact(picture, driving, best_frame=False)
     np.testing.assert_allclose(first.motion[0], source, atol=1e-5)
-    absolute = talker.reenact(picture, driving, relative_motion=False)
+    absolute = talker.reenact(picture, driving, absolute=True)
     np.testing.assert_array_equal(absolute.motion, seen)
 
 
 def test_saved_motion_renders_the_same(talker, picture, tmp_path) -> None:
-    frames = talker.animate(picture, speech(1))
+    frames = talker.animate(picture, speech(1), sample_rate=16000)
     frames.save_motion(tmp_path / "m.npz")
     again = talker.render(picture, tmp_path / "m.npz")
     np.testing.assert_array_equal(again.motion, frames.motion)
@@ -222,6 +222,8 @@ def test_load_names_the_models_it_knows(tmp_path) -> None:
         mssync.load(device="abacus")
     with pytest.raises(InputError, match="device"):
         mssync.load(device="meta")
+    with pytest.raises(InputError, match="not as int"):
+        mssync.load(3)  # type: ignore[arg-type]
 
 
 @needs_weights
@@ -230,7 +232,7 @@ def test_the_shipped_model_speaks() -> None:
     talker = mssync.load()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        frames = talker.animate(data.astronaut(), speech(1))
+        frames = talker.animate(data.astronaut(), speech(1), sample_rate=16000)
     made = np.stack(list(frames))
     assert made.shape == (25, 256, 256, 3)
     assert np.isfinite(frames.motion).all()
@@ -243,14 +245,14 @@ def test_eight_threads_share_a_pipeline() -> None:
     picture = pytest.importorskip("skimage.data").astronaut()
     talker = mssync.load()
     voices = [speech(0.24 + 0.04 * k) for k in range(4)]
-    alone = [np.stack(list(talker.animate(picture, voice))) for voice in voices]
+    alone = [np.stack(list(talker.animate(picture, voice, sample_rate=16000))) for voice in voices]
     nobody = np.zeros_like(picture)
-    bad = {5: (nobody, voices[0]), 17: (picture, voices[0][:100]), 30: (picture[..., 0], voices[0])}
+    bad = {5: (nobody, voices[0]), 17: (picture, voices[0][:100]), 30: (picture.astype(int), voices[0])}
 
     def call(k: int) -> np.ndarray | str:
         given = bad.get(k, (picture, voices[k % len(voices)]))
         try:
-            return np.stack(list(talker.animate(*given)))
+            return np.stack(list(talker.animate(*given, sample_rate=16000)))
         except InputError as error:
             return str(error)
 
@@ -263,4 +265,4 @@ def test_eight_threads_share_a_pipeline() -> None:
             np.testing.assert_array_equal(result, alone[k % len(voices)])
     assert "no face found" in str(found[5])
     assert "at least 0.2 s" in str(found[17])
-    assert "must be uint8 (height, width, 3)" in str(found[30])
+    assert "the image is an array of int64" in str(found[30])

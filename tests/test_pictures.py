@@ -497,7 +497,7 @@ def test_a_jpeg_is_decoded_at_the_scale_that_is_needed(tmp_path, monkeypatch):
 def test_reduced_sizes_keep_their_proportions(width, height, longest, mode):
     file = io.BytesIO()
     Image.new(mode, (width, height)).save(file, "png")
-    small, size = pictures._decode(file, "a.png", longest)
+    small, size = pictures.decode_reduced(file, "a.png", longest)
     assert size == (height, width)
     assert min(longest, max(size)) * 2 / 3 - 1 <= max(small.shape[:2]) <= longest
     assert abs(small.shape[0] * width - small.shape[1] * height) <= max(width, height)

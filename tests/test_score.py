@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +12,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from mssync import cli, score
+from mssync import cli
 from mssync import meter as m
 from mssync.audio import load_audio
 from mssync.errors import InputError
 from mssync.metrics import recovery
-from mssync.resync import resync, shift_sound
-from mssync.score import Score, in_words
+from mssync.sync import score
+from mssync.sync.resync import resync, shift_sound
+from mssync.sync.score import Score, in_words
 from mssync.video import VideoReader
 
 
@@ -40,12 +42,14 @@ def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def fake(path, meter, max_offset=15):
+        if "fault" in path.name:
+            raise AttributeError("nothing of this name")
         if "bad" in path.name:
             raise InputError(f"{path} shows no face that can be followed")
         return a_score(str(path), float(path.stem.split("_")[1]), 0.3 if "unsure" in path.name else 0.95)
 
     monkeypatch.setattr(score, "score", fake)
-    monkeypatch.setattr("mssync.resync.score", fake)
+    monkeypatch.setattr("mssync.sync.resync.score", fake)
     monkeypatch.setattr(m.SyncMeter, "load", classmethod(lambda cls, path=None: None))
     return lambda *words: CliRunner().invoke(cli.app, [str(word) for word in words])
 
@@ -95,7 +99,12 @@ def test_score_command(run, tmp_path):
     assert "bad_1.mp4 shows no face" in done.output
     told = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
     assert [len(told[key]) for key in ("videos", "failed")] == [2, 1]
-    assert len((tmp_path / "a.csv").read_text(encoding="utf-8").splitlines()) == 3
+    table = rows(tmp_path / "a.csv")
+    assert [(Path(row["file"]).name, row["says"][:5]) for row in table] == [
+        ("bad_1.mp4", ""), ("x_80.mp4", "sound"), ("y_-40.mp4", "sound"),
+    ]  # fmt: skip
+    assert "shows no face" in table[0]["error"] == told["failed"][0]["error"]
+    assert table[1]["error"] == table[2]["error"] == ""
     assert (tmp_path / "a.png").exists()
     one = run("score", "x_80.mp4")
     assert one.exit_code == 0
@@ -106,6 +115,42 @@ def test_score_command(run, tmp_path):
     assert "no videos" in run("score", "empty").output
 
 
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_rows_of_short_and_long_videos_share_a_table(run, tmp_path, monkeypatch):
+    """A short video has fewer time scales than the next one."""
+    short = replace(a_score("a_1.mp4"), lips=a_score().lips[:1], head=[])
+    scores = {"a_1.mp4": short, "b_1.mp4": a_score("b_1.mp4")}
+    monkeypatch.setattr(score, "score", lambda path, meter, max_offset=15: scores[path.name])
+    for name in scores:
+        (tmp_path / name).touch()
+    assert run("score", *scores, "--csv", "a.csv").exit_code == 0
+    table = rows(tmp_path / "a.csv")
+    assert [row["lips_400ms_offset_ms"] for row in table] == ["", "160"]
+
+
+def test_a_folder_of_one_bad_video_has_a_row(run, tmp_path):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "bad_1.mp4").touch()
+    assert run("score", "videos", "--csv", "a.csv").exit_code == 2
+    assert "shows no face" in rows(tmp_path / "a.csv")[0]["error"]
+
+
+@pytest.mark.parametrize("command", [["score"], ["resync", "-o", "out"]])
+def test_a_fault_of_ours_does_not_keep_the_others_back(run, clicks, tmp_path, command):
+    (tmp_path / "videos").mkdir()
+    for name in ("a_fault_1.mp4", "b_80.mp4"):
+        clicks(name).rename(tmp_path / "videos" / name)
+    done = run(*command, "videos", "--csv", "a.csv")
+    assert done.exit_code == 2
+    table = rows(tmp_path / "a.csv")
+    assert table[0]["error"].endswith("a_fault_1.mp4: AttributeError: nothing of this name")
+    assert "sound leads by 80 ms" in table[1]["says"]
+
+
 def test_resync_refuses(run, tmp_path):
     (tmp_path / "unsure_80.mp4").write_bytes(b"x")
     done = run("resync", "unsure_80.mp4", "-o", "out.mp4")
@@ -114,6 +159,17 @@ def test_resync_refuses(run, tmp_path):
     assert not (tmp_path / "out.mp4").exists()
     assert "also an input" in run("resync", "unsure_80.mp4", "-o", "unsure_80.mp4").output
     assert "must end in one of" in run("resync", "unsure_80.mp4", "-o", "out.avi").output
+    assert "give the output, -o OUT.mp4" in run("resync", "unsure_80.mp4").output
+    for words in (["--offset", "nan"], ["--offset", "60001"]):
+        assert "between -60000 and 60000 ms" in run("resync", "unsure_80.mp4", "-o", "out.mp4", *words).output
+    both = run("resync", "unsure_80.mp4", "-o", "out.mp4", "--offset", "80", "--max-offset", "20")
+    assert "not measured" in both.output
+    assert "one video has none" in run("resync", "unsure_80.mp4", "-o", "out.mp4", "--csv", "a.csv").output
+    with pytest.raises(InputError, match="also an input"):
+        resync(tmp_path / "unsure_80.mp4", tmp_path / "unsure_80.mp4", None)
+    with pytest.raises(InputError, match="not as bytes"):
+        resync(b"video", tmp_path / "out.mp4", None)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["unsure_80.mp4"]
 
 
 # Moving sound
@@ -201,6 +257,63 @@ def test_videos_that_cannot_be_mended(make_video, make_sound, tone, tmp_path):
     assert not (tmp_path / "out.mp4").exists()
 
 
+# By hand, and whole folders
+
+
+def test_resync_by_hand(clicks, tmp_path, monkeypatch):
+    monkeypatch.setattr("mssync.sync.resync.score", lambda *_: pytest.fail("measured"))
+    source = clicks("a.mp4")
+    done = CliRunner().invoke(cli.app, ["resync", str(source), "-o", str(tmp_path / "out.mp4"), "--offset", "-15"])
+    assert done.exit_code == 0, done.output
+    assert done.output.strip().endswith("offset given as -15 ms: moved, picture and sound copied")
+    assert onset(tmp_path / "out.mp4") - onset(source) == pytest.approx(-0.015, abs=0.002)
+    assert resync(source, tmp_path / "again.mp4", offset=80).probability is None
+    assert onset(tmp_path / "again.mp4") - onset(source) == pytest.approx(0.08, abs=0.002)
+
+
+def test_dry_run_writes_nothing(run, clicks, tmp_path):
+    for name in ("a_80.mp4", "b_-10.mp4", "c_90.mp4"):
+        clicks(name)
+    assert "its sound would be moved by +80 ms" in run("resync", "a_80.mp4", "--dry-run").output
+    assert "its sound would be moved by -33 ms" in run("resync", "a_80.mp4", "--dry-run", "--offset", "-33").output
+    assert "would be copied as it is" in run("resync", "b_-10.mp4", "--dry-run", "-o", "out.mp4").output
+    whole = run("resync", tmp_path, "--dry-run", "-o", "out")
+    assert (whole.exit_code, whole.output.count("would be")) == (0, 3)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a_80.mp4", "b_-10.mp4", "c_90.mp4"]
+
+
+def test_resync_of_a_folder(run, clicks, make_video, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("lead_80.mp4", "unsure_40.mkv", "fine_10.mp4"):
+        clicks(name).rename(tmp_path / "in" / name)
+    make_video("mute_80.mp4", [1, 2, 3], [0, 0.04, 0.08]).rename(tmp_path / "in" / "mute_80.mp4")
+    (tmp_path / "in" / "bad_1.mp4").write_bytes(b"x")
+    done = run("resync", "in", "-o", "deep/out", "--csv", "a.csv")
+    assert done.exit_code == 2
+    assert len(done.output.splitlines()) == 5
+    assert sorted(p.name for p in (tmp_path / "deep" / "out").iterdir()) == ["fine_10.mp4", "lead_80.mp4"]
+    moved = onset(tmp_path / "deep" / "out" / "lead_80.mp4") - onset(tmp_path / "in" / "lead_80.mp4")
+    assert moved == pytest.approx(0.08, abs=0.002)
+    table = {Path(row["file"]).name: row for row in rows(tmp_path / "a.csv")}
+    assert table["lead_80.mp4"]["offset_ms"] == "80.0"
+    assert table["fine_10.mp4"]["says"].endswith("copied as it was")
+    assert "no sound" in table["mute_80.mp4"]["error"]
+    assert "cannot tell" in table["unsure_40.mkv"]["error"]
+    for output, words in (("in", "also the input"), ("a.csv", "is a file"), ("a.csv/x", "cannot be made")):
+        refused = run("resync", "in", "-o", output)
+        assert (refused.exit_code, words in refused.output) == (2, True), refused.output
+
+
+def test_videos_that_would_get_one_name(run, clicks, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("a_80.avi", "a_80.mkv"):
+        clicks("a.mkv").rename(tmp_path / "in" / name)
+    done = run("resync", "in", "-o", "out")
+    assert done.exit_code == 2
+    assert "another video of this name" in done.output
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["a_80.mkv"]
+
+
 # Known offsets
 
 
@@ -242,6 +355,6 @@ def test_real_offset_is_mended(data_dir, tmp_path):
     source = data_dir / "clips" / "lrs3_003.mp4"
     shift_sound(source, tmp_path / "late.mp4", 240)
     meter = m.SyncMeter.load()
-    assert "sound is late" in resync(tmp_path / "late.mp4", tmp_path / "out.mp4", meter)
+    assert "sound is late" in resync(tmp_path / "late.mp4", tmp_path / "out.mp4", meter).says
     seen = m.watch(tmp_path / "out.mp4", m.POINTS)
     assert meter.offset(seen.landmarks, seen.waveform).milliseconds == pytest.approx(0, abs=40)

@@ -112,7 +112,7 @@ def test_sound_of_an_unknown_codec_is_no_sound(tmp_path):
     (tmp_path / "a.wav").write_bytes(data)
     with pytest.raises(InputError, match="neither pictures nor sound"):
         probe(tmp_path / "a.wav")
-    with pytest.raises(InputError, match="cannot be decoded"):
+    with pytest.raises(InputError, match="no sound that can be decoded"):
         load_audio(tmp_path / "a.wav")
 
 

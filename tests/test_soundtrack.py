@@ -14,8 +14,8 @@ from av.stream import Disposition
 from test_time import CODECS, film, heard, seen
 
 from mssync.audio import load_audio
-from mssync.resync import shift_sound
 from mssync.soundtrack import Sound
+from mssync.sync.resync import shift_sound
 from mssync.video import VideoReader, probe, write_video
 
 SECONDS = 2.0

@@ -142,6 +142,63 @@ def test_single_scale_and_shortest_sequence():
         one(torch.randn(1, 4, 6), torch.randn(1, 20, 26))
 
 
+@pytest.mark.parametrize("fps", [10, 25, 30, 60, 100 / 3])
+def test_motion_and_audio_of_another_duration_are_refused(fps):
+    loss = small_loss(fps=fps)
+    for seconds in (1.99, 2, 2.013, 4.5):  # whatever way the lengths are rounded
+        frames, heard = seconds * fps, seconds * 100
+        for length in {math.floor(frames), round(frames), math.ceil(frames)}:
+            for rows in {math.floor(heard) - 2, round(heard), math.ceil(heard) + 2}:
+                motion, audio = torch.zeros(1, length, 6), torch.zeros(1, rows, 26)
+                if abs(length / fps - rows / 100) <= max(0.04, 1 / fps):
+                    torch.testing.assert_close(loss(motion, audio)[0], loss(motion, loss.embed_audio(audio))[0])
+    motion = torch.zeros(1, round(2 * fps), 6)
+    for rows in (160, 188 if fps > 20 else 184, 212 if fps > 20 else 216, 400):
+        audio = torch.zeros(1, rows, 26)
+        words = rf"motion lasts 2\.0\d s \({round(2 * fps)} frames at .*\) and audio {rows / 100:.2f} s .*100 a second"
+        with pytest.raises(InputError, match=words):
+            loss(motion, audio)
+        with pytest.raises(InputError, match="motion lasts"):
+            loss.pyramid(motion, audio)
+        with pytest.raises(InputError, match="motion lasts"):
+            loss(motion, loss.embed_audio(audio))
+
+
+@pytest.mark.parametrize(
+    ("motion", "audio", "words"),
+    [
+        (torch.zeros(40, 6), torch.zeros(1, 160, 26), r"motion must have the shape \(B, T, D\), not \(40, 6\)"),
+        (torch.zeros(1, 40, 6), torch.zeros(1, 25600), r"audio must have the shape \(B, A, 26\), not \(1, 25600\)"),
+        (torch.zeros(1, 40, 6), torch.zeros(1, 160, 13), "13 numbers a frame; give the 26 of `mssync.audio.features`"),
+        (torch.zeros(1, 40, 7), torch.zeros(1, 160, 26), "6 numbers a frame, not 7; train"),
+        (torch.zeros(1, 40, 6).numpy(), torch.zeros(1, 160, 26), "must be a tensor .* not ndarray"),
+        (torch.zeros(1, 40, 6), torch.zeros(1, 160, 26).numpy(), "must be a tensor .* not ndarray"),
+        (torch.zeros(3, 40, 6), torch.zeros(2, 160, 26), "batch of 2, motion one of 3"),
+    ],
+)
+def test_what_is_no_motion_or_audio(motion, audio, words):
+    with pytest.raises(InputError, match=words):
+        small_loss()(motion, audio)
+
+
+def test_levels_and_rates_that_do_not_fit():
+    audio = torch.zeros(1, 160, 26)
+    with pytest.raises(InputError, match="2 levels, motion at 4"):
+        small_loss()(torch.zeros(1, 40, 6), small_loss(levels=2).embed_audio(audio))
+    for fps in (0, -25, float("nan"), float("inf")):
+        with pytest.raises(InputError, match="above zero"):
+            SyncerPyramid([small_syncer()], fps)
+    with pytest.raises(InputError, match="at least one"):
+        SyncerPyramid([])
+
+
+def test_motion_in_float64_keeps_its_gradient():
+    motion = torch.randn(1, 40, 6, dtype=torch.double, requires_grad=True)
+    small_loss()(motion, torch.randn(1, 160, 26))[0].backward()
+    assert motion.grad.dtype == torch.double
+    assert motion.grad.abs().sum() > 0
+
+
 def test_unknown_reduction():
     with pytest.raises(InputError, match="sum"):
         MultiScaleSyncLoss(SyncerPyramid([small_syncer()]), "max")

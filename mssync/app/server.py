@@ -189,7 +189,11 @@ class _Live:
         except (TypeError, ValueError, OverflowError):
             raise InputError("head_motion, expression and seed must be numbers") from None
         return await asyncio.wrap_future(
-            self.engine.call(lambda: StreamingAnimator(self.pipeline, portrait, seed=seed, size=SIZE, **factors))
+            self.engine.call(
+                lambda: StreamingAnimator(
+                    self.pipeline, portrait, sample_rate=SAMPLE_RATE, seed=seed, size=SIZE, **factors
+                )
+            )
         )
 
     async def _listen(

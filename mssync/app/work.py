@@ -111,16 +111,14 @@ def reenact(
     check_length(video)
     tell(0, 0, "watching the driving video")
     portrait = tools.talker.portrait(picture)
-    frames = tools.talker.reenact(
-        portrait, video, relative_motion=not absolute, best_frame=best_frame, paste_back=paste_back
-    )
+    frames = tools.talker.reenact(portrait, video, absolute=absolute, best_frame=best_frame, paste_back=paste_back)
     return _written(folder / "reenacted.mp4", frames, portrait, tell, paste_back, badge, motion)
 
 
 def score(tools: Tools, folder: Path, tell: Tell, *, video: str) -> dict[str, Any]:
     """What the sync meter finds in a video: the content of `mssync score --json`."""
-    from mssync.score import as_json
-    from mssync.score import score as measure
+    from mssync.sync.score import as_json
+    from mssync.sync.score import score as measure
 
     check_length(video)
     tell(0, 0, "watching the video")
@@ -130,18 +128,18 @@ def score(tools: Tools, folder: Path, tell: Tell, *, video: str) -> dict[str, An
 
 def mend(tools: Tools, folder: Path, tell: Tell, *, video: str) -> dict[str, Any]:
     """A video with its sound moved into place: {"video", "says"}."""
-    from mssync.resync import resync
+    from mssync.sync.resync import resync
 
     check_length(video)
     tell(0, 0, "watching the video")
     suffix = Path(video).suffix.lower()
     output = folder / f"mended{suffix if suffix in ('.mp4', '.mov', '.webm') else '.mkv'}"
-    return {"video": str(output), "says": resync(video, output, tools.meter)}
+    return {"video": str(output), "says": resync(video, output, tools.meter).says}
 
 
 def example(tools: Tools, folder: Path, tell: Tell, *, late: bool) -> dict[str, Any]:
     """The demo's video: {"video"}. late: with its sound DEMO_LATE_MS late, for the meter to find."""
-    from mssync.resync import shift_sound
+    from mssync.sync.resync import shift_sound
     from mssync.video import write_video
 
     tell(0, 0, "listening")

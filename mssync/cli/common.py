@@ -132,10 +132,11 @@ SyncersOption = Annotated[
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """A table with a column for every name that a row has, in the order in which they come up."""
     import csv
 
     with written_whole(path, ".csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
         writer.writeheader()
         writer.writerows(rows)
 

@@ -257,7 +257,7 @@ def eval_drift(
 
     talker = load(model)
     sound = np.resize(load_audio(audio), round(minutes * 60 * SAMPLE_RATE))
-    motion = torch.from_numpy(np.stack(list(talker.animate(image, sound).motion))).flatten(1)
+    motion = torch.from_numpy(np.stack(list(talker.animate(image, sound, sample_rate=SAMPLE_RATE).motion))).flatten(1)
     heard = features(torch.from_numpy(sound), n_video_frames=len(motion))
     judges = SyncerPyramid.load()
     rows = [
@@ -302,7 +302,7 @@ def eval_meter(
     from mssync.data.clips import read_clips
     from mssync.meter import SyncMeter
     from mssync.metrics import recovery
-    from mssync.score import find_videos
+    from mssync.sync.score import find_videos
 
     loaded, trials, tables = SyncMeter.load(meter), [], {}
     if data:

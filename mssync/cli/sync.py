@@ -9,8 +9,6 @@ import typer
 
 from mssync.cli.common import (
     MEASURING,
-    VideoArgument,
-    VideoOutput,
     app,
     check_files,
     finished,
@@ -48,31 +46,33 @@ def score(
 ) -> None:
     """Measure by how much lips and sound of a video are apart, at several time scales and over time.
 
-    A video that cannot be scored is reported, the others are scored, and the exit code is 2.
+    A video that cannot be scored is reported, in the files as well, the others are scored, and the exit code is 2.
     """
     check_files([], [(json_file, ".json"), (csv_file, ".csv"), (plot, ".png")])
     if plot is not None:
         need("matplotlib", "eval")
-    from mssync import score as scoring
     from mssync.meter import SyncMeter
+    from mssync.sync import score as scoring
 
     files, meter = scoring.find_videos(videos), SyncMeter.load()
-    scores, failed = [], []
+    scores, failed, rows = [], [], []
     for file in files:
         try:
             with waiting(f"watching {file.name}"):
                 scores.append(scoring.score(file, meter, max_offset))
-        except InputError as error:
-            if len(files) == 1:
+        except Exception as error:
+            if files == videos[:1]:  # nothing else was asked for
                 raise
-            failed.append({"file": str(file), "error": str(error)})
-            typer.echo(f"error: {error}", err=True)
+            failed.append({"file": str(file), "error": scoring.failure(file, error)})
+            rows.append(failed[-1])
+            typer.echo(f"error: {failed[-1]['error']}", err=True)
             continue
+        rows.append(scoring.as_row(scores[-1]))
         _print_score(scores[-1], details=len(files) == 1)
     if json_file is not None:
         write_json(json_file, {"videos": [scoring.as_json(one) for one in scores], "failed": failed})
-    if csv_file is not None and scores:
-        write_csv(csv_file, [scoring.as_row(one) for one in scores])
+    if csv_file is not None:
+        write_csv(csv_file, rows)
     if plot is not None and scores:
         with written_whole(plot, ".png") as temporary:
             scoring.plot(scores, temporary)
@@ -109,20 +109,77 @@ def _print_score(score: Any, details: bool) -> None:
 
 @app.command(rich_help_panel=MEASURING)
 def resync(
-    video: VideoArgument,
-    output: VideoOutput,
-    max_offset: OffsetOption = 15,
+    video: Annotated[
+        Path,
+        typer.Argument(metavar="VIDEO", help="A video of one speaker, or a folder of them.", show_default=False),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="OUT.mp4|DIR",
+            help="The video to write (mp4, mov, mkv, webm); a folder for the videos of a folder.",
+            show_default=False,
+        ),
+    ] = None,
+    offset: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MS",
+            help="Do not measure: the sound leads by MS (negative: is late), and is moved back by as much.",
+            show_default=False,
+        ),
+    ] = None,
+    max_offset: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=5, max=100, help="Look for offsets of up to N frames of 40 ms.", show_default="15"
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would be done; write nothing.")] = False,
+    csv_file: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE.csv", help="Of a folder: one row a video.")
+    ] = None,
 ) -> None:
     """Move the sound of a video by the measured offset; the picture is copied as it is.
 
-    Refuses when it cannot tell by how much.
+    Refuses when it cannot tell by how much. Of a folder, the others are mended all the same; the exit code is then 2.
     """
-    check_files([video], [])
-    if output.resolve() == video.resolve():
-        raise InputError(f"{output} is also an input; give the output another name")
-    from mssync.meter import SyncMeter
-    from mssync.resync import resync as mend
+    if output is None and not dry_run:
+        raise InputError("give the output, -o OUT.mp4 or, for a folder, -o DIR")
+    if video.is_dir():
+        check_files([], [(csv_file, ".csv")])
+        _resync_all(video, output, csv_file, max_offset, offset, dry_run)
+        return
+    if csv_file is not None:
+        raise InputError("--csv is a table of the videos of a folder; one video has none")
+    from mssync.sync.resync import resync as mend
 
+    check_files([video], [])
     with waiting("watching the video"):
-        done = mend(video, output, SyncMeter.load(), max_offset)
-    finished(output, done)
+        done = mend(video, output, max_offset=max_offset, offset=offset, dry_run=dry_run)
+    finished(output or video, done.says)
+
+
+def _resync_all(
+    folder: Path, output: Path | None, csv_file: Path | None, max_offset: int | None, offset: float | None, dry: bool
+) -> None:
+    from mssync.sync.resync import Failed, as_row, resync_all
+
+    rows: list[dict[str, Any]] = []
+    work = resync_all(folder, output, max_offset=max_offset, offset=offset, dry_run=dry)
+    while True:
+        with waiting(f"watching the videos of {folder}, {len(rows)} done"):
+            done = next(work, None)
+        if done is None:
+            break
+        rows.append(as_row(done))
+        if isinstance(done, Failed):
+            typer.echo(f"error: {done.error}", err=True)
+        else:
+            finished(Path(done.output or done.file), done.says)
+    if csv_file is not None:
+        write_csv(csv_file, rows)
+    if any(row["error"] for row in rows):
+        raise typer.Exit(2)

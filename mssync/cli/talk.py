@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,7 +25,7 @@ from mssync.cli.common import (
 from mssync.errors import InputError, written_whole
 
 if TYPE_CHECKING:
-    from mssync.animate import Frames
+    from mssync.animate import Frames, Progress
     from mssync.signing import Signer
 
 # Arguments and options that several commands share.
@@ -60,7 +60,7 @@ KeyOption = Annotated[
     Path | None, typer.Option(metavar="KEY.pem", help="The private key of --sign.", show_default=False)
 ]
 
-DeviceOption = Annotated[str, typer.Option(metavar="NAME", help="Where to compute: cpu, cuda or mps.")]
+DeviceOption = Annotated[str, typer.Option(metavar="NAME", help="Where to compute: cpu, cuda, mps, or auto.")]
 
 PrecisionOption = Annotated[
     str | None,
@@ -158,14 +158,15 @@ def reenact(
 
     check_options(size=size)
     talker = load(model, device, precision=precision)
-    with waiting("watching the driving video"):
+    with progress_bar("watching the driving video") as progress:
         frames = talker.reenact(
             image,
             video,
-            relative_motion=not absolute,
+            absolute=absolute,
             best_frame=best_frame,
             size=size,
             paste_back=paste_back,
+            progress=progress,
         )
     write_frames(output, frames, save_motion, badge, signer)
 
@@ -184,8 +185,8 @@ def motion(
     from mssync.video import VideoReader
 
     talker = load(model, device)
-    with waiting("watching the video"):
-        values = talker.motion(video)
+    with progress_bar("watching the video") as progress:
+        values = talker.motion(video, progress=progress)
     reader = VideoReader(video)
     save_motion(output, values, space=talker.reenactor.space, source_size=(reader.height, reader.width))
     finished(output, f"{len(values)} frames of motion")
@@ -302,22 +303,25 @@ def write_frames(
     signer: Signer | None = None,
 ) -> None:
     """Write the video, then the motion where it is asked for: a run that fails leaves neither."""
-    from mssync.provenance import badged
-    from mssync.video import FPS, write_video
+    from mssync.video import FPS
 
-    pictures = badged(frames) if badge else frames
     with ExitStack() as both:
         if save_motion is not None:
             frames.save_motion(both.enter_context(written_whole(save_motion, ".npz")))
-        shown = with_progress(pictures, "drawing", len(frames))
-        count = write_video(output, shown, frames.audio, model=frames.model, precision=frames.precision, signer=signer)
+        progress = both.enter_context(progress_bar("drawing"))
+        count = frames.save(output, badge=badge, signer=signer, progress=progress)
     finished(output, f"{count / FPS:.2f} s, {count} frames")
 
 
-def with_progress(items: Iterator[Any], label: str, total: int) -> Iterator[Any]:
-    from rich.progress import track
+@contextmanager
+def progress_bar(label: str) -> Iterator[Progress | None]:
+    """What tells a bar on the terminal how far something is; None where nobody watches."""
+    from rich.progress import Progress as Bar
 
     console = stderr_console()
     if not console.is_terminal:
-        return items
-    return iter(track(items, label, total=total, console=console, transient=True))
+        yield None
+        return
+    with Bar(console=console, transient=True) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

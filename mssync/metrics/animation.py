@@ -13,7 +13,7 @@ from mssync.audio import SAMPLE_RATE, load_audio
 from mssync.faces import Face, FaceMesh, head_pose, mouth_opening
 from mssync.metrics.reenactment import correlation
 from mssync.spontaneous import own_seed
-from mssync.video import FPS, VideoReader, write_video
+from mssync.video import FPS, VideoReader
 
 if TYPE_CHECKING:
     from mssync.animate import Pipeline
@@ -75,7 +75,7 @@ def evaluate_all(
         for recording in recordings:
             waveform = load_audio(recording)
             path = folder / f"{image.stem}_{recording.stem}.mp4"
-            write_video(path, pipeline.animate(portrait, waveform, seed=own_seed(path.stem)), waveform)
+            pipeline.animate(portrait, recording, seed=own_seed(path.stem)).save(path)
             figures, sheet = evaluate(VideoReader(path), waveform, mesh, image.stem, recording.stem)
             Image.fromarray(sheet).save(path.with_suffix(".png"))
             rows.append(figures)

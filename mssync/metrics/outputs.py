@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mssync.audio import SAMPLES_PER_VIDEO
+from mssync.audio import SAMPLE_RATE, SAMPLES_PER_VIDEO
 from mssync.data.clips import Clip
 from mssync.faces import Box
 from mssync.metrics.pictures import to_tensor
@@ -43,8 +43,9 @@ def write_outputs(
         waveform = clip.waveform[start * SAMPLES_PER_VIDEO : stop * SAMPLES_PER_VIDEO]
         real = (clip.frame(t) for t in range(start, stop))
         write_video(folder / REFERENCE / f"{clip.entry.name}.mp4", real, waveform, generated=False)
-        talking = pipeline.animate(clip_portrait(pipeline, clip, start), waveform, seed=own_seed(clip.entry.name))
-        write_video(folder / name / f"{clip.entry.name}.mp4", talking, waveform)
+        portrait, seed = clip_portrait(pipeline, clip, start), own_seed(clip.entry.name)
+        talking = pipeline.animate(portrait, waveform, sample_rate=SAMPLE_RATE, seed=seed)
+        talking.save(folder / name / f"{clip.entry.name}.mp4")
 
 
 @torch.inference_mode()

@@ -197,7 +197,7 @@ def recover_files(meter: SyncMeter, files: Sequence[Path]) -> Iterator[tuple[Tri
     Yields the trial, and the one after `resync` (None where that refuses), whose shift is 0.
     """
     from mssync.meter import POINTS, watch
-    from mssync.resync import shift_sound
+    from mssync.sync.resync import shift_sound
 
     def measured(path: Path) -> tuple[Reading, float]:
         seen = watch(path, POINTS, meter.fit)

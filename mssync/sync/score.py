@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from mssync.data.readers import VIDEOS
 from mssync.errors import InputError, PathLike
+from mssync.inputs import Media, local_file
 from mssync.meter import POINTS, LevelScore, Reading, SyncMeter, watch
 from mssync.syncer import MAX_OFFSET
 from mssync.video import FPS
@@ -60,16 +62,27 @@ class Score:
         return f"over time: the offset drifts by {self.drift:+.0f} ms"
 
 
-def score(path: PathLike, meter: SyncMeter, max_offset: int = MAX_OFFSET) -> Score:
-    """Watch a video and measure it. max_offset: frames to both sides that are tried.
+def score(video: Media, meter: SyncMeter | None = None, max_offset: int = MAX_OFFSET) -> Score:
+    """Watch a video and measure by how much its lips and its sound are apart.
 
+    video: a path, the content of a file (bytes), or a file object.
+    meter: the shipped one unless given.
+    max_offset: frames of 40 ms to both sides that are tried.
     Raises InputError as `meter.watch`; warns of several faces.
     """
-    seen = watch(path, POINTS, fit=meter.fit)
+    meter = shipped_meter() if meter is None else meter
+    with local_file(video, "the video") as file:
+        seen = watch(file.path, POINTS, fit=meter.fit)
     compared = meter.compare(seen.landmarks, seen.waveform, seen.found, max_offset)
     return Score(
-        str(path), len(seen) / FPS, compared.reading(), compared.lips, compared.head, compared.over_time()
+        file.name, len(seen) / FPS, compared.reading(), compared.lips, compared.head, compared.over_time()
     )  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def shipped_meter() -> SyncMeter:
+    """The meter that the package ships, loaded once."""
+    return SyncMeter.load()
 
 
 def find_videos(paths: Iterable[Path]) -> list[Path]:
@@ -84,6 +97,11 @@ def find_videos(paths: Iterable[Path]) -> list[Path]:
             raise InputError(f"{path}: no videos in this folder")
         found += inside
     return found
+
+
+def failure(file: PathLike, error: Exception) -> str:
+    """Why a video of many could not be worked on, in one line: not even a fault of ours keeps the others back."""
+    return str(error) if isinstance(error, InputError) else f"{file}: {type(error).__name__}: {error}"
 
 
 def in_words(milliseconds: float) -> str:
@@ -127,7 +145,8 @@ def as_json(score: Score) -> dict[str, Any]:
 def as_row(score: Score) -> dict[str, Any]:
     """One line of a table of files."""
     told = as_json(score)
-    row = {name: told[name] for name in ("file", "seconds", "offset_ms", "probability", "says", "drift_ms")}
+    row = {"file": score.path, "error": ""}  # of those that could not be scored this is all
+    row |= {name: told[name] for name in ("seconds", "offset_ms", "probability", "says", "drift_ms")}
     for part in ("lips", "head"):
         for found in told[part]:
             for name in ("offset_frames", "offset_ms", "confidence"):
