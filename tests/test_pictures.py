@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from mssync import pictures
+from mssync import inputs, pictures
 from mssync.cli.files import _about_media
 from mssync.errors import InputError
 from mssync.pictures import decode_image, read_image, read_reduced
@@ -425,6 +425,15 @@ def test_srgb_stays_what_it_is(tmp_path, portrait):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert np.abs(read_image(tmp_path / "a.png").astype(int) - portrait).max() <= 1
+
+
+def test_pil_images_have_their_colours_and_stay_what_they_are(tmp_path, portrait):
+    content = Image.fromarray(np.rint(coded(portrait, "P3") * 255).astype(np.uint8))
+    content.save(tmp_path / "a.jpg", icc_profile=profile("P3"), quality=100, subsampling=0)
+    with Image.open(tmp_path / "a.jpg") as opened:
+        small, size = inputs.picture(opened, longest=80)
+        assert (small.shape, size, opened.size) == ((80, 80, 3), (320, 320), (320, 320))
+        assert colour_distance(inputs.picture(opened)[0], portrait) < 1
 
 
 # Moving pictures and other formats

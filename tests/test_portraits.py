@@ -89,7 +89,7 @@ def test_the_pipeline_pastes_into_the_turned_picture(mesh, portrait):
     with pytest.warns(UserWarning, match="lies on its side"):
         given = talker.portrait(turned(wide, 1))
     assert given.size == (300, 320)  # as it came
-    frame = next(talker.animate(given, speech(0.4), paste_back=True))
+    frame = next(talker.animate(given, speech(0.4), sample_rate=16000, paste_back=True))
     assert frame.shape == wide.shape == (320, 300, 3)
     np.testing.assert_array_equal(frame[-5:, :20], wide[-5:, :20])  # outside the crop
 
