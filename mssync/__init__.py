@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from mssync.animate import Frames, Pipeline, Portrait, load
     from mssync.audio import load_audio
     from mssync.meter import SyncMeter
+    from mssync.pictures import read_image
     from mssync.stream import StreamingAnimator
     from mssync.sync.resync import Mended, resync
     from mssync.sync.score import Score, score
     from mssync.syncer import MultiScaleSyncLoss, SyncerPyramid
-    from mssync.video import MediaInfo, VideoReader, probe, read_image, write_video
+    from mssync.video import MediaInfo, VideoReader, probe, write_video
 
 __version__ = "0.2.0"
 __all__ = [
@@ -58,7 +59,8 @@ _HOMES = {
     "mssync.sync.resync": ("Mended", "resync"),
     "mssync.sync.score": ("Score", "score"),
     "mssync.syncer": ("MultiScaleSyncLoss", "SyncerPyramid"),
-    "mssync.video": ("MediaInfo", "VideoReader", "probe", "read_image", "write_video"),
+    "mssync.pictures": ("read_image",),
+    "mssync.video": ("MediaInfo", "VideoReader", "probe", "write_video"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

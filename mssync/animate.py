@@ -26,7 +26,7 @@ from mssync.audio import features, is_silent, live_features, n_video_frames
 from mssync.cores import Cores
 from mssync.driving import Shot, crops, find_shots, joined
 from mssync.errors import InputError, PathLike, as_path
-from mssync.faces import Box, FaceMesh, crop, crop_box, in_crop, largest_face, paste
+from mssync.faces import Box, FaceMesh, crop, crop_box, in_crop, paste
 from mssync.inputs import (
     Array,
     Media,
@@ -52,6 +52,8 @@ from mssync.motion import (
     save_motion,
     space_name,
 )
+from mssync.pictures import reduced
+from mssync.portraits import find_face
 from mssync.precision import choose
 from mssync.reenact import SIZE, Reenactor
 from mssync.soundtrack import Sound
@@ -71,6 +73,7 @@ DEVICES = ("cpu", "cuda", "mps")
 
 BATCH = 4  # frames that a core draws at once: with more, memory is asked for anew each time
 MIN_SECONDS = 0.2  # the shortest speech: one window of the finest syncer
+MAX_SEARCHED = 4096  # longest side of a picture in which the face is looked for, in pixels
 MAX_PICTURE = 1920  # longest side of a video with the full picture, in pixels
 
 MAX_FACTOR = 2.0  # of head motion and expression
@@ -84,7 +87,7 @@ Progress = Callable[[int, int], object]  # done, total; what it raises ends the 
 class Portrait:
     """A picture made ready for any number of clips; see `Pipeline.portrait`."""
 
-    picture: np.ndarray  # (H, W, 3) uint8, at most MAX_PICTURE on its longest side
+    picture: np.ndarray  # (H, W, 3) uint8, turned upright, at most MAX_PICTURE on its longest side
     box: Box  # the part of it that is animated
     pose: np.ndarray  # (10, 6)
     state: Any  # what the reenactor computed of it once
@@ -477,25 +480,27 @@ class Pipeline:
     def portrait(self, image: Picture | Portrait) -> Portrait:
         """Find the face of a picture (the largest, when there are several), crop it, prepare its rendering.
 
-        A portrait may be given wherever a picture is asked for, so that it is prepared once for many clips.
-        Raises InputError when there is no face.
+        A portrait may be given wherever a picture is asked for, so that it is prepared once for many clips. A picture
+        in which the face lies on its side or upside down is turned. Warns of that, and of what makes bad videos: see
+        `portraits.find_face`. Raises InputError when there is no face, or nothing good could come of it.
         """
         if isinstance(image, Portrait):
             return image
         name = name_of(image, "the image")
-        picture = read_picture(image, name)
+        picture, size = read_picture(image, name, MAX_SEARCHED)
+        picture, found = find_face(self.face_mesh, picture, name)
         height, width = picture.shape[:2]
-        found = largest_face(self.face_mesh, picture, name)
         box = crop_box([found], width, height)
         face = crop(picture, box, SIZE)[None]
         pose = self._keypoints(face, in_crop(found.landmarks, box)[None])
-        small, scale = _fitted(picture)
+        small = reduced(picture, MAX_PICTURE)
+        scale = small.shape[1] / width
         return Portrait(
             picture=small,
             box=Box(box.x0 * scale, box.y0 * scale, box.side * scale),
             pose=pose[0],
             state=self._prepare(face, pose),
-            size=(height, width),
+            size=size,
         )
 
     # Models
@@ -598,18 +603,6 @@ def check_options(
 def _to_tensor(images: np.ndarray, device: torch.device) -> Tensor:
     """uint8 (B, H, W, 3) -> float (B, 3, H, W) in [0, 1]."""
     return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255
-
-
-def _fitted(picture: np.ndarray) -> tuple[np.ndarray, float]:
-    """The picture at most MAX_PICTURE on its longest side, and the factor it was scaled by."""
-    from PIL import Image
-
-    height, width = picture.shape[:2]
-    scale = MAX_PICTURE / max(height, width)
-    if scale >= 1:
-        return picture, 1.0
-    small = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return np.asarray(Image.fromarray(picture).resize(small, Image.Resampling.LANCZOS)), scale
 
 
 def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -207,6 +207,10 @@ class FaceMesh:
         found = [hit for detector in (self._near, self._far) for hit in _detect(detector, image)]
         return _apart(found)[:MAX_FACES]
 
+    def confidence(self, image: np.ndarray) -> float:
+        """How sure the detector is of the surest face that shows in a picture (H, W, 3) as a whole: 0.5 to 1, or 0."""
+        return max((confidence for confidence, _ in _detect(self._near, image)), default=0.0)
+
     def follower(self) -> Follower:
         """A `Follower` that nobody uses; give it back with `release`."""
         with self._lock:

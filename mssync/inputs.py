@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from mssync.audio import MIN_RATE
 from mssync.errors import InputError, PathLike, as_path
-from mssync.video import MAX_SIDE, MIN_SIDE, decode_image, read_image, rgb
+from mssync.pictures import MAX_SIDE, MIN_SIDE, RGB, Size, convert_reduced, decode_reduced, read_reduced, reduced
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -121,28 +121,30 @@ def _opened(given: Any, name: str) -> IO[bytes]:
 # Pictures
 
 
-def picture(given: Picture, what: str = "the image") -> NDArray[np.uint8]:
-    """A picture as uint8 RGB (height, width, 3).
+def picture(given: Picture, what: str = "the image", longest: int | None = None) -> tuple[RGB, Size]:
+    """A picture as uint8 sRGB (height, width, 3), and the height and width of the whole one.
 
     given: a picture file; a PIL image; or an array (height, width), (height, width, 1, 3 or 4) or channels first, of
         grey, RGB or RGBA: uint8, uint16, or floating point in [0, 1]. What is transparent is laid over white.
     what: what messages call a picture that has no path.
-    Raises InputError: another type, another shape, values out of range or NaN; as `video.read_image`.
+    longest: pixels that the longest side has at most; None for all.
+    Raises InputError: another type, another shape, values out of range or NaN; as `pictures.read_image`.
     """
     from PIL import Image
 
     if is_path(given):
-        return read_image(as_path(given))
+        return read_reduced(as_path(given), longest)
     if isinstance(given, Image.Image):
-        return rgb(given, what)
+        return convert_reduced(given, what, longest)
     if isinstance(given, np.ndarray | torch.Tensor):
-        return _picture_of(array_of(given), what)
+        pixels = _picture_of(array_of(given), what)
+        return reduced(pixels, longest), (pixels.shape[0], pixels.shape[1])
     if _is_content(given):
         name = name_of(given, what)
         content = _opened(given, name).read()
         if not content:
             raise InputError(f"{name} is empty (0 bytes)")
-        return decode_image(BytesIO(content), name)
+        return decode_reduced(BytesIO(content), name, longest)
     raise InputError(f"{what} cannot be of the type {type_name(given)}; give {PICTURE_WORDS}")
 
 
@@ -163,7 +165,7 @@ def _picture_of(array: NDArray[Any], what: str) -> NDArray[np.uint8]:
     levels = _eight_bits(array, what)
     if levels.shape[-1] == 3:
         return np.ascontiguousarray(levels)
-    return rgb(Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels), what)
+    return convert_reduced(Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels), what, None)[0]
 
 
 def _eight_bits(array: NDArray[Any], what: str) -> NDArray[np.uint8]:

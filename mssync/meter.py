@@ -25,9 +25,10 @@ from mssync.audio import AUDIO_PER_VIDEO, SAMPLES_PER_VIDEO, features, is_silent
 from mssync.data.tracks import COMPARABLE, Track, fill_gaps, find_tracks
 from mssync.errors import InputError, PathLike
 from mssync.faces import EYE_CORNERS, N_LANDMARKS, FaceMesh, mirror_points
+from mssync.pictures import RGB
 from mssync.pyramid import LEVELS, pyramid
 from mssync.syncer import AUDIO_WINDOW, MAX_OFFSET, MOTION_WINDOW, Syncer
-from mssync.video import FPS, RGB, VideoReader
+from mssync.video import FPS, VideoReader
 
 # Points of the face mesh
 LIPS = (

@@ -1,4 +1,4 @@
-"""Pictures and videos, in and out: any common image or video to 8-bit RGB, and RGB with sound to an MP4.
+"""Videos, in and out: any common video to 8-bit RGB, and RGB with sound to an MP4; what any media file holds.
 
 Everything streams: a reader or a writer holds a few frames at a time, however long the video is.
 """
@@ -12,18 +12,19 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import av
 import numpy as np
 from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from mssync import provenance
 from mssync.colour import to_srgb
 from mssync.errors import InputError, PathLike, input_file, written_whole
+from mssync.pictures import MAX_SIDE, RGB, displayed_size, of_another_format, open_image
 from mssync.provenance import Provenance
 
 if TYPE_CHECKING:
@@ -36,91 +37,18 @@ if TYPE_CHECKING:
     from mssync.signing import Signer
     from mssync.soundtrack import Sound
 
-RGB = NDArray[np.uint8]
 T = TypeVar("T")
 
 FPS = 25
 FRAME = Fraction(1, FPS)  # seconds
 MAX_FRAME = 8192 * 4320  # pixels: 8K; a small file can claim far more, and every frame takes three bytes a pixel
-MAX_SIDE = 32000  # pixels: beyond 32,766 mediapipe's OpenCV ends the whole program
 MAX_STILL = 60  # seconds that one frame may be shown: a damaged time stamp asks for years of it
 BACK = 1  # seconds by which time stamps run back at most, but where recordings were joined
-MIN_SIDE = 32  # pixels: a picture smaller than this holds no face to work with
-BACKGROUND = (255, 255, 255)  # what shows through transparent pixels
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 CRF = "18"  # x264's constant quality: 18 is visually close to the input
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # Hz; other sound becomes 48 kHz
 CHANNEL_BITS, BITS_A_SAMPLE = 96000, 4  # a second of one channel of AAC at most, and of slow sound
 PLAYED = {".mp4": {"aac", "mp3", "ac3", "eac3", "opus", "alac"}}  # an MP4 holds more than most players play
 BT709 = 1  # the number of this colour space, its primaries and its transfer curve in H.264
-
-
-# Images
-
-
-def read_image(path: PathLike) -> RGB:
-    """Read a picture as uint8 RGB of shape (height, width, 3).
-
-    The EXIF rotation is applied, transparent pixels are laid over white, grey, palette and CMYK become RGB,
-    and 16-bit samples are scaled to 8 bits. Pictures of up to about 178 megapixels (Pillow's guard) are
-    read.
-
-    Raises InputError: missing, unreadable or empty file, not a picture, damaged, too large, a side under 32
-    or over 32000 pixels, floating-point samples.
-    """
-    path = input_file(path)
-    return decode_image(path, str(path))
-
-
-def decode_image(source: Path | BinaryIO, name: str) -> RGB:
-    """As `read_image`, also of a file object; messages call it `name`."""
-    image = open_image(source, name)
-    if image is None:
-        raise InputError(f"{name} is not a picture that can be read (jpg, png, webp, bmp or tiff)")
-    with image:
-        return rgb(image, name)
-
-
-def rgb(image: Image.Image, name: str) -> RGB:
-    """The pixels of an open picture as `read_image` gives them; messages call it `name`. Raises InputError likewise."""
-    if min(image.size) < MIN_SIDE:
-        raise InputError(
-            f"{name} is only {image.width}x{image.height} pixels; "
-            f"a picture must be at least {MIN_SIDE} pixels wide and high"
-        )
-    if max(image.size) > MAX_SIDE:
-        raise InputError(f"{name} is {image.width}x{image.height} pixels; scale it to sides of {MAX_SIDE} or less")
-    if image.mode == "F":
-        raise InputError(f"{name} has floating-point samples; save it with 8 or 16 bits a channel")
-    try:
-        return np.array(_to_rgb(ImageOps.exif_transpose(image)))
-    except Exception as error:  # damaged files make Pillow raise nearly anything
-        raise InputError(f"{name} is damaged and cannot be decoded ({error})") from error
-
-
-def open_image(source: Path | BinaryIO, name: str) -> Image.Image | None:
-    """Open a picture without decoding its pixels; None if it is not one. Raises InputError for too many pixels."""
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns from half of the size that it refuses; a 100 megapixel photo is fine here.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(source, formats=IMAGE_FORMATS)
-    except Image.DecompressionBombError:
-        raise InputError(f"{name} has too many pixels; scale the picture down") from None
-    except Exception:  # UnidentifiedImageError, and what Pillow's parsers raise on damaged headers
-        return None
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any integer Pillow mode to RGB."""
-    if image.mode.startswith("I"):
-        # 16-bit grey. Pillow's own conversion clips at 255; 257 maps 65535 to 255.
-        samples = np.asarray(image).astype(np.int64).clip(0, 65535)
-        image = Image.fromarray(((samples + 128) // 257).astype(np.uint8))
-    if image.has_transparency_data:
-        picture = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, BACKGROUND), picture).convert("RGB")
-    return image.convert("RGB")
 
 
 # Containers
@@ -615,10 +543,11 @@ class MediaInfo:
     Attributes:
         kind: "image", "video" (with or without sound) or "audio"
         width, height: pixels as displayed
-        fps: frames a second in the file, on average; frames: their number
-        seconds: length of the picture of a video, of the sound otherwise
+        fps: frames a second in the file, on average; frames: their number, also that of an image
+        seconds: length of the picture of a video or a moving GIF, of the sound otherwise
         sample_rate, channels: of the sound, in Hz and 1, 2, ...
         provenance: what the metadata of a video or sound file tell of its origin
+        format: of an image: "JPEG", "GIF", ...
         generated: whether they mark it as made by MS-Sync
     """
 
@@ -631,6 +560,7 @@ class MediaInfo:
     sample_rate: int | None = None
     channels: int | None = None
     provenance: Provenance | None = None
+    format: str | None = None
 
     @property
     def generated(self) -> bool:
@@ -647,6 +577,8 @@ def probe(path: PathLike) -> MediaInfo:
     if image is not None:
         with image:
             return _probe_image(path, image)
+    if words := of_another_format(path, str(path)):
+        raise InputError(words)
     with open_media(path) as container:
         origin = provenance.read(path, container.metadata)
         sound = sound_stream(container)
@@ -670,9 +602,13 @@ def _sound_seconds(container: InputContainer, stream: Stream) -> float:
 
 
 def _probe_image(path: Path, image: Image.Image) -> MediaInfo:
+    height, width = displayed_size(image, str(path))
+    name = str(image.format)
+    if name == "MPO":  # a phone's JPEG, with a depth map and the like behind the picture
+        return MediaInfo("image", width=width, height=height, frames=1, format="JPEG")
     try:
-        orientation = image.getexif().get(0x0112, 1)
-    except Exception as error:  # as in read_image: a PNG may have to be decoded for it
+        frames = getattr(image, "n_frames", 1)
+    except Exception as error:  # what follows the first one is damaged
         raise InputError(f"{path} is damaged and cannot be decoded ({error})") from error
-    width, height = image.size if orientation < 5 else image.size[::-1]  # 5 to 8 are turned by a quarter
-    return MediaInfo("image", width=width, height=height)
+    seconds = VideoReader(path).duration if name == "GIF" and frames > 1 else None  # one may drive a portrait
+    return MediaInfo("image", width=width, height=height, frames=frames, seconds=seconds, format=name)

@@ -12,7 +12,7 @@ from torch import nn
 from mssync.audio import SAMPLE_RATE
 from mssync.config import GeneratorConfig
 from mssync.data.clips import Entry
-from mssync.faces import CHIN, Box, Face
+from mssync.faces import CANONICAL_FILE, CHIN, Box, Face
 
 
 def golden_rule(name: str, like: torch.Tensor) -> torch.Tensor:
@@ -48,9 +48,14 @@ class FakeMesh:
         height, width = image.shape[:2]
         if not image.any():
             return []
-        offsets = np.random.default_rng(0).uniform(-0.2, 0.2, (478, 3)) * min(height, width)
+        flat = np.load(CANONICAL_FILE)
+        flat = (flat - (flat.min(0) + flat.max(0)) / 2) / np.ptp(flat, axis=0).max()
+        offsets = 0.5 * min(height, width) * np.pad(flat, ((0, 0), (0, 1)))
         centre = [width / 2, height / 2, 0]
         return [Face((offsets / (k + 1) + centre).astype(np.float32)) for k in range(self.count)]
+
+    def confidence(self, image: np.ndarray) -> float:
+        return 0.95 if image.any() else 0.0
 
     def track(self, frames):
         for frame in frames:

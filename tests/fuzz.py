@@ -54,7 +54,7 @@ def good_files(folder: Path) -> list[Path]:
     folder.mkdir()
     picture = np.ascontiguousarray(astronaut()[:256, 100:356])
     sound = load_audio(DEMO_SPEECH)[:16000]
-    for name in ("face.jpg", "face.png", "face.webp", "face.bmp", "face.tiff"):
+    for name in ("face.jpg", "face.png", "face.webp", "face.bmp", "face.tiff", "face.gif"):
         Image.fromarray(picture).save(folder / name)
     Image.fromarray(picture).quantize(16).save(folder / "palette.png", transparency=0)
     write_video(folder / "talk.mp4", [np.roll(picture, 2 * t, 1) for t in range(10)], sound[:6400])

@@ -29,7 +29,7 @@ from mssync.faces import (
     mouth_opening,
     paste,
 )
-from mssync.video import read_image
+from mssync.pictures import read_image
 
 
 def face(x0: float, y0: float, x1: float, y1: float) -> Face:

@@ -25,6 +25,7 @@ from mssync.stream import Resampler, StreamingAnimator
 from mssync.video import write_video
 
 RGB = np.random.default_rng(1).integers(1, 255, (40, 50, 3), np.uint8)
+FACE = np.random.default_rng(3).integers(1, 255, (200, 250, 3), np.uint8)  # large enough to be animated
 GREY = RGB[..., 0]
 CLEAR = np.dstack([RGB, np.full((40, 50), 51, np.uint8)])  # an opacity of a fifth
 TINTED = np.round(255 + (RGB.astype(float) - 255) / 5)
@@ -87,7 +88,7 @@ def no_copies_left(tmp_path, monkeypatch):
     }.values(),
 )
 def test_pictures(given, expected):
-    found = inputs.picture(given)
+    found, _ = inputs.picture(given)
     assert (found.shape, found.dtype) == ((40, 50, 3), np.uint8)
     assert found.flags["C_CONTIGUOUS"]
     expected = expected[..., None] if expected.ndim == 2 else expected
@@ -108,9 +109,9 @@ def test_picture_files(tmp_path, turn):
         io.BytesIO(content), Image.open(path),
     ]  # fmt: skip
     for way in ways:
-        np.testing.assert_array_equal(inputs.picture(way), expected)
+        np.testing.assert_array_equal(inputs.picture(way)[0], expected)
     with path.open("rb") as file:
-        np.testing.assert_array_equal(inputs.picture(file), expected)
+        np.testing.assert_array_equal(inputs.picture(file)[0], expected)
     opened = Image.open(path)
     inputs.picture(opened)
     opened.load()  # is still open: it is the user's
@@ -249,7 +250,7 @@ def test_sound_files(make_sound, tone, no_copies_left):
 )
 def test_what_is_no_sound(given, rate, words, talker, no_copies_left):
     with pytest.raises(InputError, match=words) as caught:
-        talker.animate(RGB, given, sample_rate=rate)
+        talker.animate(FACE, given, sample_rate=rate)
     assert "\n" not in str(caught.value)
     assert tempfile.gettempdir() not in str(caught.value)
 
@@ -265,9 +266,9 @@ def test_a_file_is_read_from_where_it_stands(make_sound, tone, tmp_path):
 def test_the_same_speech_in_any_form_moves_the_face_alike(talker, make_sound, tone):
     voice = tone(1, 44100)
     path = make_sound("a.wav", voice, 44100, "pcm_f32le")
-    expected = talker.animate(RGB, path)
+    expected = talker.animate(FACE, path)
     for given, rate in ((voice, 44100), (torch.from_numpy(voice), 44100), (path.read_bytes(), None)):
-        frames = talker.animate(RGB, given, sample_rate=rate)
+        frames = talker.animate(FACE, given, sample_rate=rate)
         assert len(frames) == len(expected) == 25
         np.testing.assert_array_equal(frames.audio.speech, expected.audio.speech)
 
@@ -287,7 +288,7 @@ def test_videos(talker, driving, no_copies_left):
     content = driving.read_bytes()
     for way in (str(driving), Named(str(driving)), content, bytearray(content), io.BytesIO(content)):
         np.testing.assert_array_equal(talker.motion(way), expected)
-    whole, copied = (talker.reenact(RGB, way) for way in (driving, content))
+    whole, copied = (talker.reenact(FACE, way) for way in (driving, content))
     np.testing.assert_array_equal(whole.motion, copied.motion)
     np.testing.assert_array_equal(whole.audio.speech, copied.audio.speech)
     del whole, copied  # copies are kept as long as somebody may write their sound
@@ -306,21 +307,21 @@ def test_videos(talker, driving, no_copies_left):
     ],
 )
 def test_what_is_no_video(given, words, talker, no_copies_left):
-    for take in (talker.motion, lambda video: talker.reenact(RGB, video), mssync.score):
+    for take in (talker.motion, lambda video: talker.reenact(FACE, video), mssync.score):
         with pytest.raises(InputError, match=words):
             take(given)
 
 
 def test_motion(talker, tmp_path):
-    frames = talker.animate(RGB, VOICE, sample_rate=16000)
+    frames = talker.animate(FACE, VOICE, sample_rate=16000)
     frames.save_motion(tmp_path / "m.npz")
     content = (tmp_path / "m.npz").read_bytes()
     for way in (tmp_path / "m.npz", content, io.BytesIO(content), frames.motion, torch.from_numpy(frames.motion)):
-        np.testing.assert_array_equal(talker.render(RGB, way).motion, frames.motion)
+        np.testing.assert_array_equal(talker.render(FACE, way).motion, frames.motion)
     with pytest.raises(InputError, match="the motion cannot be of the type list"):
-        talker.render(RGB, [[1.0]])
+        talker.render(FACE, [[1.0]])
     with pytest.raises(InputError, match=r"^the motion: not a motion file"):
-        talker.render(RGB, b"hello")
+        talker.render(FACE, b"hello")
 
 
 @pytest.mark.parametrize("read", [mssync.load_audio, mssync.read_image, mssync.probe, mssync.VideoReader])
@@ -332,7 +333,7 @@ def test_what_reads_files_says_that_it_needs_a_path(read, given):
 
 @pytest.mark.parametrize("given", [None, 3, b"a.mp4"])
 def test_outputs_are_paths(given, talker, driving):
-    frames = talker.animate(RGB, VOICE, sample_rate=16000)
+    frames = talker.animate(FACE, VOICE, sample_rate=16000)
     for write in (frames.save, frames.save_motion, lambda path: mssync.resync(driving, path, offset=0)):
         with pytest.raises(InputError, match=r"by its path here|give the output"):
             write(given)
@@ -383,6 +384,6 @@ def test_streams_take_what_microphones_give(kind, portrait):
 
 def test_a_stream_needs_its_rate(talker):
     with pytest.raises(TypeError, match="sample_rate"):
-        StreamingAnimator(talker, RGB)
+        StreamingAnimator(talker, FACE)
     with pytest.raises(InputError, match="a whole number from 2000"):
-        StreamingAnimator(talker, RGB, sample_rate=16)
+        StreamingAnimator(talker, FACE, sample_rate=16)

@@ -27,8 +27,9 @@ from mssync.audio import load_audio
 from mssync.errors import InputError, written_whole
 from mssync.faces import FaceMesh
 from mssync.motion import load_motion, save_motion
+from mssync.pictures import read_image
 from mssync.reenact.convert import read_checkpoint
-from mssync.video import VideoReader, open_media, probe, read_image, write_video
+from mssync.video import VideoReader, open_media, probe, write_video
 from mssync.weights import load_model
 
 

@@ -41,16 +41,17 @@ _decoding = ThreadPoolExecutor(1, "mssync-picture", _begin)
 async def with_picture(source: Path | BinaryIO, name: str, function: Callable[[np.ndarray], T]) -> T:
     """Check and decode a picture, and do something with its pixels, in the thread for this.
 
-    source: a file, or its content; messages call it `name`. function: gets uint8 (H, W, 3) RGB; its result is returned.
-    Raises InputError as `check_picture`, `video.decode_image` and the function.
+    source: a file, or its content; messages call it `name`. function: gets uint8 (H, W, 3) RGB, reduced as for
+    `Pipeline.portrait`; its result is returned.
+    Raises InputError as `check_picture`, `pictures.decode_reduced` and the function.
     """
-
-    from mssync.video import decode_image
+    from mssync.animate import MAX_SEARCHED
+    from mssync.pictures import decode_reduced
 
     def work() -> T:
         try:
             check_picture(source, name)
-            return function(decode_image(source, name))
+            return function(decode_reduced(source, name, MAX_SEARCHED)[0])
         except InputError as error:
             said = str(error)
         raise InputError(said)  # a new one: the traceback of the other holds the pixels, for as long as it is about
@@ -60,18 +61,18 @@ async def with_picture(source: Path | BinaryIO, name: str, function: Callable[[n
 
 def check_picture(source: Path | BinaryIO, name: str) -> None:
     """Raises InputError: not a picture, or one of more bytes or pixels than a visitor may send."""
-    from mssync.video import open_image
+    from mssync.pictures import open_image, unreadable
 
     image = open_image(input_file(source) if isinstance(source, Path) else source, name)
     if image is None:
-        raise InputError(f"{name} is not a picture that can be read; give a jpg, png or webp file")
+        raise InputError(unreadable(source, name))
     with image:
         _check_size(image.width, image.height, _bytes(source), name)
 
 
 def check_upload(path: Path) -> None:
     """Raises InputError for a picture that is too large, or media that are too long, by their headers alone."""
-    from mssync.video import open_image
+    from mssync.pictures import open_image
 
     image = open_image(path, str(path))
     if image is None:

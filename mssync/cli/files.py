@@ -195,7 +195,7 @@ def bench(
     check_files([image], [(json_file, ".json"), (markdown, ".md")])
     from mssync.audio import load_audio
     from mssync.bench import Bench, as_json, as_markdown, run
-    from mssync.video import read_image
+    from mssync.pictures import read_image
 
     if image is None:
         need("skimage", "demo")
@@ -219,7 +219,10 @@ def _about_media(path: Path) -> dict[str, Any]:
     from mssync.video import probe
 
     media = probe(path)
-    rows: dict[str, Any] = {"kind": media.kind}
+    kinds: list[str] = [media.kind]
+    if media.format is not None:
+        kinds += [media.format] + [f"{media.frames} frames"] * (media.frames != 1)
+    rows: dict[str, Any] = {"kind": ", ".join(kinds)}
     if media.width is not None:
         rows["size"] = f"{media.width} × {media.height}"
     if media.fps is not None:

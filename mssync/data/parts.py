@@ -24,7 +24,8 @@ from mssync.data.tracks import BOXES, Limits, Track, find_tracks, objection
 from mssync.errors import InputError, written_whole
 from mssync.faces import Box, FaceMesh, crop
 from mssync.meter import FRAME_MS, SyncMeter
-from mssync.video import FPS, RGB, VideoReader
+from mssync.pictures import RGB
+from mssync.video import FPS, VideoReader
 
 JPEG_QUALITY = 95
 UNREADABLE, NO_SOUND, SILENT, NO_FACE = "unreadable", "no sound", "silent", "no face"

@@ -15,7 +15,8 @@ import numpy as np
 
 from mssync.faces import CROP_SCALE, Box, Face, FaceMesh, Follower, crop, crop_box
 from mssync.motion import gaussian
-from mssync.video import FPS, RGB
+from mssync.pictures import RGB
+from mssync.video import FPS
 
 # Scene cuts: a frame whose small picture differs from the one before by more than MIN_CUT grey levels and CUT_RATIO
 # times as much as its neighbours differ, and that stays away from what was before: a flash is no cut.

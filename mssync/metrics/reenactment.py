@@ -233,6 +233,6 @@ def measures(landmarks: np.ndarray) -> dict[str, np.ndarray]:
 
 def correlation(wanted: np.ndarray, have: np.ndarray) -> float:
     """Pearson's r; nan when `wanted` does not vary, 0 when `have` does not."""
-    if np.std(wanted) == 0:
+    if np.ptp(wanted) == 0:  # exact, where the deviation of equal numbers may be a rounding error
         return float("nan")
-    return float(np.corrcoef(wanted, have)[0, 1]) if np.std(have) > 0 else 0.0
+    return float(np.corrcoef(wanted, have)[0, 1]) if np.ptp(have) > 0 else 0.0
