@@ -11,17 +11,15 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
-# Matrices by their numbers in H.273; 6 is the same as 5, 10 nearly as 9.
-MATRICES = {
-    1: Colorspace.ITU709, 4: Colorspace.FCC, 5: Colorspace.ITU601, 6: Colorspace.ITU601, 7: Colorspace.SMPTE240M,
-    9: Colorspace.BT2020, 10: Colorspace.BT2020,
-}  # fmt: skip
+# Matrices by their numbers in H.273, and what ffmpeg's scaler calls them: 6 is the same as 5, 10 nearly as 9.
+BT709, BT601, BT2020 = 1, 5, 9
+MATRICES = {1: BT709, 4: 4, 5: BT601, 6: BT601, 7: 7, 9: BT2020, 10: BT2020}
 HD = 720  # lines from which on pictures that do not tell their matrix have BT.709's; smaller ones have BT.601's
 WHITE = 203.0  # nits of the reference white
 KNEE = 0.8  # of the reference white: what is brighter is compressed towards 1
@@ -41,14 +39,14 @@ TO_709 = {
 
 def to_srgb(frame: VideoFrame, width: int, height: int) -> NDArray[np.uint8]:
     """A decoded frame as uint8 (height, width, 3), in sRGB."""
-    matrix = MATRICES.get(int(frame.colorspace), Colorspace.ITU709 if frame.height >= HD else Colorspace.ITU601)
+    matrix = MATRICES.get(int(frame.colorspace), BT709 if frame.height >= HD else BT601)
     full = frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
     transfer, primaries = ColorTrc(frame.color_trc), ColorPrimaries(frame.color_primaries)
     hdr = transfer in LIGHT
     plain = not hdr and primaries not in TO_709
     picture = frame.reformat(
         width=width, height=height, format="rgb24" if plain else "rgb48le",
-        src_colorspace=matrix, dst_colorspace=Colorspace.ITU709,
+        src_colorspace=matrix, dst_colorspace=BT709,
         src_color_range=ColorRange.JPEG if full else ColorRange.MPEG, dst_color_range=ColorRange.JPEG,
     ).to_ndarray()  # fmt: skip
     if plain:

@@ -28,6 +28,7 @@ from mssync.video import (
     EncodedSound,
     first_shown,
     open_media,
+    packets,
     sound_stream,
     time_of,
 )
@@ -120,7 +121,7 @@ class CopiedSound:
     def _on_time(stream: Any, zero: Fraction) -> Iterator[tuple[Fraction, Any]]:
         """Packets with their start in seconds after time 0. One more comes before it than is heard: a decoder needs
         what came before."""
-        for packet in stream.container.demux(stream):
+        for packet in packets(stream.container, stream):
             start = time_of(packet)
             if start is None or start + 2 * (packet.duration or 0) * packet.time_base <= zero:
                 continue
@@ -147,7 +148,7 @@ def _can_be_copied(path: Path) -> bool:
         if stream.codec_context.codec.canonical_name not in PLAYED[".mp4"]:
             return False
         clock, end = Clock(Fraction(0)), None
-        for packet in container.demux(stream):
+        for packet in packets(container, stream):
             if packet.pts is None or packet.time_base is None:
                 continue
             duration = (packet.duration or 0) * packet.time_base

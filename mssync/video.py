@@ -75,6 +75,14 @@ def open_media(path: PathLike) -> InputContainer:
     return container
 
 
+def packets(container: InputContainer, *streams: Stream) -> Iterator[Any]:
+    """Packets of some streams, and at last an empty one for each, which flushes its decoder."""
+    try:
+        yield from container.demux(*streams)
+    except IndexError:  # of PyAV, at the very end, where another stream began on the way (FLV, MPEG-TS)
+        return
+
+
 def decode(container: InputContainer, stream: Stream, path: PathLike, whole: bool = True) -> Iterator[Any]:
     """Decode the frames of one stream, passing over parts that are damaged.
 
@@ -84,7 +92,7 @@ def decode(container: InputContainer, stream: Stream, path: PathLike, whole: boo
     count = damaged = 0
     begin, end = time_of_start(stream), Fraction(0)  # seconds
     try:
-        for packet in container.demux(stream):
+        for packet in packets(container, stream):
             try:
                 frames: list[Any] = packet.decode()
             except av.FFmpegError:
@@ -335,8 +343,17 @@ def orient(picture: NDArray[Any], matrix: NDArray[np.int32] | None) -> NDArray[A
 
 
 def _display_matrix(frame: VideoFrame) -> NDArray[np.int32] | None:
-    data: Any = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        data: Any = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # beside it there is something that ffmpeg knows and PyAV does not
+        return rotation_matrix(frame.rotation)
     return None if data is None else np.frombuffer(bytes(data), np.int32).reshape(3, 3)
+
+
+def rotation_matrix(degrees: int) -> NDArray[np.int32] | None:
+    """The display matrix of what PyAV calls a rotation by so much; None for no turn."""
+    cos, sin = round(np.cos(np.radians(degrees))), round(np.sin(np.radians(degrees)))
+    return np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]], np.int32) if degrees else None
 
 
 def _require_picture(container: InputContainer, path: Path) -> VideoStream:
@@ -357,7 +374,7 @@ def _scan(container: InputContainer, stream: Stream, zero: Fraction | None = Non
     count = 0
     clock, first, last = Clock(Fraction(0)), zero, zero
     with suppress(av.FFmpegError):  # a damaged end
-        for packet in container.demux(stream):
+        for packet in packets(container, stream):
             count += packet.size > 0
             if packet.pts is not None and packet.time_base is not None:
                 duration = (packet.duration or 0) * packet.time_base

@@ -73,7 +73,32 @@ def good_files(folder: Path) -> list[Path]:
             frame.sample_rate = track.rate
             container.mux(track.encode(frame))
             container.mux(track.encode(None))
+    _unusual(folder, picture)
     return sorted(folder.iterdir())
+
+
+def _unusual(folder: Path, picture: np.ndarray) -> None:
+    """Kinds that have been a fault: clocks, several tracks, joined recordings, HDR, colour profiles, 16 bits."""
+    from av.video.reformatter import ColorPrimaries, ColorTrc
+    from PIL import Image, ImageCms
+    from test_colour import PATCHES
+    from test_colour import film as coloured
+    from test_soundtrack import two_tracks
+    from test_time import film
+
+    for suffix in (".ts", ".flv", ".mkv"):
+        film(folder / f"clock{suffix}", 0.4, 0.2)
+    two_tracks(folder / "tracks.mkv", 1)
+    two_tracks(folder / "unknown.mov", 0, 1)
+    (folder / "joined.ogg").write_bytes(2 * (folder / "say.ogg").read_bytes())
+    coloured(folder / "hdr.mkv", PATCHES, 9, False, ColorTrc.SMPTE2084, ColorPrimaries.BT2020)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(picture).save(folder / "profile.jpg", icc_profile=profile, exif=exif)
+    Image.fromarray(picture).convert("CMYK").save(folder / "cmyk.tiff")
+    Image.fromarray(picture[..., 0].astype(np.uint16) * 257).save(folder / "grey16.png", icc_profile=profile)
+    Image.fromarray(picture).save(folder / "face.avif")
 
 
 def cut(data: bytearray, rng: random.Random, _: list[bytes]) -> bytearray:

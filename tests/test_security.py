@@ -20,6 +20,7 @@ import pytest
 import torch
 from fakes import FakeReenactor
 from PIL import Image
+from test_time import film
 
 from mssync import audio, errors, motion, video
 from mssync.animate import Pipeline
@@ -114,6 +115,18 @@ def test_sound_of_an_unknown_codec_is_no_sound(tmp_path):
         probe(tmp_path / "a.wav")
     with pytest.raises(InputError, match="no sound that can be decoded"):
         load_audio(tmp_path / "a.wav")
+
+
+def test_a_stream_that_begins_on_the_way(tmp_path):
+    """FLV has no header that lists its streams; PyAV stumbles over one that it had not seen, at the very end."""
+    path = film(tmp_path / "a.flv")
+    content = path.read_bytes()
+    script = b"\x12\x00\x00\x05" + bytes(7) + b"\x02\x00\x02hi"  # a tag of another type, before the last one
+    at = content.rindex(b"\x09", 0, len(content) - 400)
+    for place in (at, len(content)):
+        (tmp_path / "b.flv").write_bytes(content[:place] + script + (16).to_bytes(4, "big") + content[place:])
+        assert probe(tmp_path / "b.flv").kind == "video"
+        assert len(load_audio(tmp_path / "b.flv")) > 16000
 
 
 def test_frames_beyond_8k_are_refused_before_they_are_drawn(tmp_path, monkeypatch):

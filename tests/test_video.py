@@ -15,7 +15,7 @@ from PIL import Image
 from mssync.audio import load_audio
 from mssync.errors import InputError
 from mssync.provenance import GENERATED_NOTE
-from mssync.video import VideoReader, on_grid, orient, probe, write_video
+from mssync.video import VideoReader, on_grid, orient, probe, rotation_matrix, write_video
 
 # The 25 fps grid
 
@@ -179,6 +179,10 @@ def test_rotated_phone_video(make_video, picture, turn):
     np.testing.assert_array_equal(frames[0], displayed(upright, *turn))
     assert (reader.height, reader.width) == frames[0].shape[:2]
     assert (probe(path).height, probe(path).width) == frames[0].shape[:2]
+    if turn in QUARTERS:  # which PyAV tells as an angle, too
+        with av.open(str(path)) as container:
+            angle = next(container.decode(video=0)).rotation
+        np.testing.assert_array_equal(orient(upright, rotation_matrix(angle)), frames[0])
 
 
 def test_pixels_that_are_not_square(tmp_path, picture):

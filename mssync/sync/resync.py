@@ -17,7 +17,7 @@ from mssync.meter import SyncMeter
 from mssync.soundtrack import LAYOUTS
 from mssync.sync.score import IN_SYNC_MS, failure, find_videos, score, shipped_meter
 from mssync.syncer import MAX_OFFSET
-from mssync.video import PLAYED, first_shown, open_media, picture_stream, sound_stream
+from mssync.video import PLAYED, first_shown, open_media, packets, picture_stream, sound_stream
 
 if TYPE_CHECKING:
     from av.container import InputContainer, OutputContainer
@@ -235,7 +235,7 @@ def _write(
     """begin: when the first picture is shown, before which no sound is written."""
     chosen = [source.streams[index] for index in tracks]
     packet: Any
-    for packet in _timed(source.demux(*chosen)):
+    for packet in _timed(packets(source, *chosen)):
         track = tracks[packet.stream.index]
         if track.encoder:
             for frame in packet.decode():
