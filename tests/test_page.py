@@ -174,7 +174,7 @@ def test_what_cannot_be_used_is_told_helpfully(page, tmp_path):
     says(page, "no face found; use a picture that shows one face")
     page.reload()
     give(page, "animate-portrait", tmp_path / "notes.png")
-    says(page, "is not a picture that can be read (jpg, png, webp")
+    says(page, r"is not a picture that can be read \(jpg, png, webp")
     page.reload()
     give(page, "animate-portrait", tmp_path / "notes.txt")
     says(page, "[Ii]nvalid file type")
