@@ -59,7 +59,7 @@ def test_a_name_that_is_too_long_is_refused_before_any_work(tmp_path: Path) -> N
         output_file(tmp_path / ("x" * 252 + ".mp4"), ".mp4")
 
 
-@pytest.mark.parametrize("encoding", ["cp1252", "latin-1"])
+@pytest.mark.parametrize("encoding", ["cp1252", pytest.param("latin-1", marks=pytest.mark.slow)])
 def test_consoles_that_cannot_show_a_name_get_it_escaped(tmp_path: Path, speech: Path, encoding: str) -> None:
     done = run("info", speech, PYTHONIOENCODING=encoding)
     assert (done.returncode, done.stderr) == (0, b"")

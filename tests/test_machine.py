@@ -118,7 +118,9 @@ def test_a_setting_wins_over_the_environment_and_that_over_auto(monkeypatch: pyt
         mssync.load()
 
 
-@pytest.mark.parametrize("limit", BY_LIMITS)
+@pytest.mark.parametrize(
+    "limit", [limit if "AVX2" in limit else pytest.param(limit, marks=pytest.mark.slow) for limit in BY_LIMITS]
+)
 def test_auto_sees_what_onednn_may_use(limit: str) -> None:
     found = python("from mssync.precision import has_bfloat16; print(has_bfloat16('cpu'))", **dict([limit.split("=")]))
     assert found.stdout.strip() == str(BY_LIMITS[limit] and precision.has_bfloat16("cpu")), found.stderr

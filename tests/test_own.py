@@ -206,6 +206,7 @@ def train_syncer(*words: object) -> str:
     return result.stderr if result.exit_code else ""
 
 
+@pytest.mark.slow
 def test_one_command_trains_the_pyramid_and_the_loss_takes_it(tmp_path: Path) -> None:
     pytest.importorskip("lightning", reason="needs mssync[train]")
     path = write(tmp_path, motion=noise(2 * 600, 5), audio=noise(16000 * 24), fps=50)
@@ -223,6 +224,7 @@ def test_one_command_trains_the_pyramid_and_the_loss_takes_it(tmp_path: Path) ->
     assert all(torch.equal(value, among[name]) for name, value in alone.items())
 
 
+@pytest.mark.slow
 def test_a_stopped_pyramid_goes_on_and_ends_as_if_it_had_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("lightning", reason="needs mssync[train]")
     from mssync.config import load_config

@@ -517,6 +517,7 @@ def test_files_without_permission_are_reported(unprivileged: Path) -> None:
     assert parts._told(raised.value, job.path) == ("unreadable", "cannot be read: permission denied")
 
 
+@pytest.mark.slow
 def test_nothing_that_can_be_used(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_text("text")
     totals = prepare.prepare([tmp_path], tmp_path / "out", processes=1)
