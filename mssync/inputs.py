@@ -35,8 +35,8 @@ Array: TypeAlias = NDArray[Any] | torch.Tensor
 Picture: TypeAlias = Union[Media, Array, "Image.Image"]
 Speech: TypeAlias = Media | Array
 
-LAYOUTS = ("mono", "stereo", "2.1", "4.0", "5.0", "5.1", "6.1", "7.1")  # of sound with 1, 2, … channels
-MAX_CHANNELS, MAX_RATE = len(LAYOUTS), 768_000  # Hz, more than any converter has
+WAV_LAYOUTS = ("mono", "stereo", "2.1", "4.0", "5.0", "5.1", "6.1", "7.1")  # of sound with 1, 2, … channels
+MAX_CHANNELS, MAX_RATE = len(WAV_LAYOUTS), 768_000  # Hz, more than any converter has
 WAV_BLOCK = 1 << 16  # samples that are written at once
 FULL_SCALE = {"i2": (0, 2**15), "i4": (0, 2**31), "u1": (128, 128)}  # of integer samples: what is silence, and 1.0
 HALF_GREY = 0.5 / 255  # how far beyond [0, 1] resampling may take a float picture unnoticed
@@ -250,7 +250,7 @@ def in_columns(array: NDArray[np.float32], what: str) -> NDArray[np.float32]:
 
 def _write_wav(path: Path, columns: NDArray[np.float32], rate: int) -> None:
     """Write sound (n, channels) as it is; RF64 where it is too long for WAV."""
-    layout = LAYOUTS[columns.shape[1] - 1]
+    layout = WAV_LAYOUTS[columns.shape[1] - 1]
     with av.open(str(path), "w", format="wav", options={"rf64": "auto"}) as container:
         stream = container.add_stream("pcm_f32le", rate=rate, layout=layout)
         for start in range(0, len(columns), WAV_BLOCK):

@@ -36,7 +36,7 @@ from mssync.video import (
 if TYPE_CHECKING:
     from av.container import OutputContainer
 
-LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}  # that AAC knows, by channels
+AAC_LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}  # that AAC knows, by channels
 MISSING = Fraction(1, 10)  # seconds between packets that do not tell how long they are, from which on some are missing
 
 
@@ -85,7 +85,7 @@ class Sound:
                 return CopiedSound(target, stream, zero, opened.pop_all())
             line = Line(source, stream, zero, self.path)
             given, rate = line.first.layout, line.first.sample_rate
-            layout = LAYOUTS.get(given.nb_channels)
+            layout = AAC_LAYOUTS.get(given.nb_channels)
             if layout is None:
                 warnings.warn(f"{self.name}: its {given.nb_channels} channels of sound are mixed to two", stacklevel=2)
                 layout = "stereo"

@@ -15,31 +15,25 @@ import pytest
 from numpy.typing import NDArray
 
 
+def shared(name: str, variable: str) -> Path:
+    """A folder that is not in the repository: that of an environment variable, or one in ../shared beside it."""
+    default = Path(__file__).parents[1] / ".." / "shared" / name
+    folder = Path(os.environ.get(variable, default)).resolve()
+    if not folder.is_dir():
+        pytest.skip(f"no files in {folder} (set {variable})")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
-    """The real clips, portraits and recordings: $MSSYNC_DATA, or ../shared/data beside the repository."""
-    default = Path(__file__).parents[1] / ".." / "shared" / "data"
-    folder = Path(os.environ.get("MSSYNC_DATA", default)).resolve()
-    if not folder.is_dir():
-        pytest.skip(f"no real data in {folder} (set MSSYNC_DATA)")
-    return folder
+    """The real clips, portraits and recordings."""
+    return shared("data", "MSSYNC_DATA")
 
 
 @pytest.fixture(scope="session")
 def failing_dir() -> Path:
-    """Files of faults that were found: $MSSYNC_FAILING, or ../shared/failing beside the repository."""
-    default = Path(__file__).parents[1] / ".." / "shared" / "failing"
-    folder = Path(os.environ.get("MSSYNC_FAILING", default)).resolve()
-    if not folder.is_dir():
-        pytest.skip(f"no failing files in {folder} (set MSSYNC_FAILING)")
-    return folder
-
-
-@pytest.fixture
-def picture() -> NDArray[np.uint8]:
-    """A smooth picture (40, 64, 3) with different corners."""
-    y, x = np.mgrid[:40, :64]
-    return np.stack([4 * x, 6 * y, 255 - 2 * x - 3 * y], axis=-1).clip(0, 255).astype(np.uint8)
+    """Files of faults that were found."""
+    return shared("failing", "MSSYNC_FAILING")
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,19 @@ from mssync.config import GeneratorConfig
 from mssync.generator import Generator
 from mssync.metrics.face import Face
 from mssync.reenact.mesh import canonical_face, mesh_motion
-from mssync.spontaneous import BLINK, DEVIATION, FARTHEST, HOLD, PLACE, REST, Spontaneous, own_seed
+from mssync.spontaneous import (
+    BETWEEN,
+    BLINK,
+    BLINKS,
+    DEVIATION,
+    FARTHEST,
+    HOLD,
+    PLACE,
+    REST,
+    TURNS,
+    Spontaneous,
+    own_seed,
+)
 from mssync.training.spontaneous import slow, spontaneous_motion
 
 CONFIG = replace(SMALL, spontaneous=True)
@@ -145,3 +158,8 @@ def test_a_blink_is_what_eyes_do_in_blinks():
     assert float(torch.nn.functional.cosine_similarity(blink, lids, dim=0)) > 0.95
     open_eyes = found[0][:1]
     assert float(face.eyes(open_eyes + blink) / face.eyes(open_eyes)) == pytest.approx(0, abs=0.3)
+
+
+def test_thresholds_are_exceeded_once_in_so_many_frames():
+    for threshold, frames in ((TURNS, HOLD), (BLINKS, BETWEEN)):
+        assert math.erfc(threshold / math.sqrt(2)) / 2 == pytest.approx(1 / frames, rel=1e-12)

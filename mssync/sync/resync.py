@@ -14,7 +14,7 @@ import av
 
 from mssync.errors import InputError, PathLike, as_path, input_file, output_file, written_whole
 from mssync.meter import SyncMeter
-from mssync.soundtrack import LAYOUTS
+from mssync.soundtrack import AAC_LAYOUTS
 from mssync.sync.score import IN_SYNC_MS, failure, find_videos, score, shipped_meter
 from mssync.syncer import MAX_OFFSET
 from mssync.video import PLAYED, first_shown, open_media, packets, picture_stream, sound_stream
@@ -216,7 +216,7 @@ def _tracks(
             with suppress(ValueError, av.FFmpegError):  # subtitles of some kinds, data
                 tracks[stream.index] = _Track(target.add_stream_from_template(stream))
         if stream.index not in tracks and stream.type == "audio" and stream.codec_context:
-            layout = LAYOUTS.get(stream.codec_context.layout.nb_channels, "stereo")
+            layout = AAC_LAYOUTS.get(stream.codec_context.layout.nb_channels, "stereo")
             encoder = target.add_stream(SOUND[suffix], rate=RATE, layout=layout)
             tracks[stream.index] = _Track(encoder, encoder)
         if stream.index in tracks:
