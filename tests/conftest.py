@@ -37,6 +37,13 @@ def failing_dir() -> Path:
 
 
 @pytest.fixture
+def picture() -> NDArray[np.uint8]:
+    """A smooth picture (40, 64, 3) with different corners."""
+    y, x = np.mgrid[:40, :64]
+    return np.stack([4 * x, 6 * y, 255 - 2 * x - 3 * y], axis=-1).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture
 def tone() -> Callable[..., NDArray[np.float32]]:
     """tone(seconds, rate, silence=0): a 440 Hz sine of amplitude 0.5 after some seconds of silence."""
 
