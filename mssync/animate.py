@@ -472,8 +472,8 @@ class Pipeline:
         seen: list[list[np.ndarray]] = [[] for _ in found[0]]
         for batch in _batches(crops(_told(reader, count, progress, 1, 2), found[0], SIZE), BATCH):
             numbers, images, landmarks = zip(*batch, strict=True)
-            points = in_crop(np.stack(landmarks), Box(0, 0, SIZE))
-            for number, pose in zip(numbers, self._keypoints(np.stack(images), points), strict=True):
+            poses = self._keypoints(np.stack(images), np.stack(landmarks))
+            for number, pose in zip(numbers, poses, strict=True):
                 seen[number].append(pose)
         return found, [np.stack(poses) for poses in seen]
 

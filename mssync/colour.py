@@ -27,7 +27,7 @@ STEPS = 4096  # of the tables from signal to light and back
 LUMA_2020 = np.array([0.2627, 0.6780, 0.0593], np.float32)
 
 # Linear RGB with other primaries to that of BT.709, both with white D65.
-TO_709 = {
+TO_709: dict[int, NDArray[np.float32]] = {
     ColorPrimaries.BT2020: np.array(
         [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32
     ),
@@ -41,7 +41,7 @@ def to_srgb(frame: VideoFrame, width: int, height: int) -> NDArray[np.uint8]:
     """A decoded frame as uint8 (height, width, 3), in sRGB."""
     matrix = MATRICES.get(int(frame.colorspace), BT709 if frame.height >= HD else BT601)
     full = frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
-    transfer, primaries = ColorTrc(frame.color_trc), ColorPrimaries(frame.color_primaries)
+    transfer, primaries = int(frame.color_trc), int(frame.color_primaries)  # also numbers that have no name
     hdr = transfer in LIGHT
     plain = not hdr and primaries not in TO_709
     picture = frame.reformat(
@@ -56,10 +56,10 @@ def to_srgb(frame: VideoFrame, width: int, height: int) -> NDArray[np.uint8]:
     return _converted(picture.astype(np.uint16, copy=False), transfer, primaries)
 
 
-def _converted(picture: NDArray[np.uint16], transfer: ColorTrc, primaries: ColorPrimaries) -> NDArray[np.uint8]:
+def _converted(picture: NDArray[np.uint16], transfer: int, primaries: int) -> NDArray[np.uint8]:
     """Signal (H, W, 3), 16 bits a channel, to sRGB."""
     linear = _table(LIGHT.get(transfer, _sdr_light))[picture >> 4]
-    if transfer is ColorTrc.ARIB_STD_B67:  # the system gamma of a display of 1000 nits
+    if transfer == ColorTrc.ARIB_STD_B67:  # the system gamma of a display of 1000 nits
         linear *= np.maximum(linear @ LUMA_2020, 0)[..., None] ** 0.2 * np.float32(1000 / WHITE)
     if primaries in TO_709:
         linear = (linear @ TO_709[primaries].T).clip(min=0)
@@ -112,4 +112,7 @@ def hlg_light(signal: NDArray) -> NDArray:
     return np.where(signal <= 0.5, signal**2 / 3, (np.exp((signal - c) / a) + b) / 12)
 
 
-LIGHT = {ColorTrc.SMPTE2084: pq_light, ColorTrc.ARIB_STD_B67: hlg_light}  # of HDR: from signal to light
+LIGHT: dict[int, Callable[[NDArray], NDArray]] = {
+    ColorTrc.SMPTE2084: pq_light,
+    ColorTrc.ARIB_STD_B67: hlg_light,
+}  # of HDR: from signal to light

@@ -13,9 +13,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from mssync.data.tracks import COMPARABLE, Track, fill_gaps, find_tracks
+from mssync.data.tracks import COMPARABLE, Track, bounds, fill_gaps, find_tracks, overlap
 from mssync.errors import InputError
-from mssync.faces import Box, Face, FaceMesh, crop, crop_box
+from mssync.faces import Box, Face, FaceMesh, crop, crop_box, in_crop
 from mssync.video import FPS, RGB
 
 SAME_PLACE = 0.2  # intersection over union of a face that is lost and one that is found: more is the same person
@@ -71,7 +71,10 @@ def _people(tracks: list[Track]) -> list[list[Track]]:
     """Tracks of one shot by person, the largest face first; those who are seen for a moment only come to nothing."""
     people: list[list[Track]] = []
     for track in sorted(tracks, key=lambda t: t.start):
-        known = [p for p in people if p[-1].stop <= track.start and _overlap(p[-1], track) > SAME_PLACE]
+        begins = bounds(track.landmarks[0])
+        known = [
+            p for p in people if p[-1].stop <= track.start and overlap(bounds(p[-1].landmarks[-1]), begins) > SAME_PLACE
+        ]
         if known:
             known[0].append(track)
         else:
@@ -92,15 +95,6 @@ def _size(person: list[Track]) -> float:
     return float(np.median(np.concatenate([track.heights for track in person])))
 
 
-def _overlap(before: Track, after: Track) -> float:
-    """Intersection over union of where a face was last and where one is first."""
-    (a0, a1), (b0, b1) = (
-        (points[:, :2].min(0), points[:, :2].max(0)) for points in (before.landmarks[-1], after.landmarks[0])
-    )
-    shared = float((np.minimum(a1, b1) - np.maximum(a0, b0)).clip(min=0).prod())
-    return shared / float((a1 - a0).prod() + (b1 - b0).prod() - shared + 1e-6)
-
-
 def _shot(person: list[Track], start: int, stop: int, width: int, height: int) -> Shot:
     """From the first to the last frame of a person in a shot; to the shot's own where little is missing."""
     first, last = person[0].start, min(person[-1].stop, stop)
@@ -117,7 +111,7 @@ def _shot(person: list[Track], start: int, stop: int, width: int, height: int) -
 
 def crops(frames: Iterable[RGB], shots: list[Shot], size: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Of every frame that is in a shot: the shot's number, its crop (size, size, 3), landmarks (478, 3) in the crop's
-    pixels. Streams."""
+    [-1, 1]. Streams."""
     number = 0
     for time, frame in enumerate(frames):
         while number < len(shots) and time >= shots[number].stop:
@@ -126,9 +120,7 @@ def crops(frames: Iterable[RGB], shots: list[Shot], size: int) -> Iterator[tuple
             return
         shot = shots[number]
         if time >= shot.start:
-            origin = np.array([shot.box.x0, shot.box.y0, 0], np.float32)
-            points = (shot.landmarks[time - shot.start] - origin) * np.float32(size / shot.box.side)
-            yield number, crop(frame, shot.box, size), points
+            yield number, crop(frame, shot.box, size), in_crop(shot.landmarks[time - shot.start], shot.box)
 
 
 def joined(motions: list[np.ndarray], shots: list[Shot], count: int) -> np.ndarray:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
 from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc
 
-from mssync.colour import TO_709, WHITE, hlg_light, pq_light
+from mssync.colour import TO_709, WHITE, hlg_light, pq_light, to_srgb
 from mssync.video import VideoReader
 
 KR_KB = {1: (0.2126, 0.0722), 6: (0.299, 0.114), 9: (0.2627, 0.0593)}
@@ -93,3 +94,13 @@ def test_what_is_brighter_than_white_is_compressed_and_keeps_its_order(tmp_path:
     assert found[0] == pytest.approx(0.735, abs=0.02)
     assert 0.95 < found[2] < 0.99
     assert found[-1] > 0.99
+
+
+@pytest.mark.parametrize("number", [0, 3, 255])
+def test_numbers_without_a_name_are_those_of_plain_video(number: int) -> None:
+    frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 99, np.uint8), format="rgb24").reformat(format="yuv420p")
+    told = SimpleNamespace(
+        colorspace=number, color_range=frame.color_range, color_trc=number, color_primaries=number,
+        height=64, format=frame.format, reformat=frame.reformat,
+    )  # fmt: skip
+    np.testing.assert_allclose(to_srgb(told, 64, 64), 99, atol=2)  # type: ignore[arg-type]

@@ -199,7 +199,7 @@ class _Search:
         self.due = self.time + CHECK
         for box in self.mesh.detect(frame):
             centre = np.array([box.x0, box.y0]) + box.side / 2
-            if any(_holds(_box(run.last), centre) for run in self.runs if run.last is not None and not run.lost):
+            if any(_holds(bounds(run.last), centre) for run in self.runs if run.last is not None and not run.lost):
                 continue
             gone = next((r for r in self.runs if r.lost and _is_near(box, r.last)), None)
             if gone is None:
@@ -209,7 +209,7 @@ class _Search:
 
     def _step(self, run: _Run, frame: RGB) -> None:
         points, before = run.follower(frame), run.last
-        if points is not None and before is not None and _overlap(_box(points), _box(before)) < MIN_OVERLAP:
+        if points is not None and before is not None and overlap(bounds(points), bounds(before)) < MIN_OVERLAP:
             run = self._jumped(run)
         run.points.append(points)
         if points is not None and len(run.points) % CHECK == 1:
@@ -228,7 +228,7 @@ class _Search:
             others = [r for r in self.runs if r is not run and not r.lost and r.last is not None]
             if run.lost or run.last is None:
                 continue
-            if any(_overlap(_box(run.last), _box(other.last)) > SAME_FACE for other in others):
+            if any(overlap(bounds(run.last), bounds(other.last)) > SAME_FACE for other in others):
                 self._end(run)
 
     def _end(self, run: _Run) -> None:
@@ -246,7 +246,7 @@ class _Search:
             self.done.append(Track(run.start + first, fill_gaps(points), float(1 - found.mean()), blur))
 
 
-def _box(points: np.ndarray | None) -> np.ndarray:
+def bounds(points: np.ndarray | None) -> np.ndarray:
     """(x0, y0, x1, y1) of landmarks."""
     assert points is not None
     return np.concatenate([points[:, :2].min(0), points[:, :2].max(0)])
@@ -255,14 +255,14 @@ def _box(points: np.ndarray | None) -> np.ndarray:
 def _is_near(box: Box, points: np.ndarray | None) -> bool:
     """Whether a detection may be the face that was last seen with these landmarks."""
     corner = np.array([box.x0, box.y0]) + box.side / 4  # the face fills half of the box
-    return points is not None and _overlap(np.concatenate([corner, corner + box.side / 2]), _box(points)) > NEAR
+    return points is not None and overlap(np.concatenate([corner, corner + box.side / 2]), bounds(points)) > NEAR
 
 
 def _holds(bounds: np.ndarray, point: np.ndarray) -> bool:
     return bool((bounds[:2] <= point).all() and (point <= bounds[2:]).all())
 
 
-def _overlap(one: np.ndarray, two: np.ndarray) -> float:
+def overlap(one: np.ndarray, two: np.ndarray) -> float:
     """Intersection over union of two boxes (x0, y0, x1, y1)."""
     sides = np.minimum(one[2:], two[2:]) - np.maximum(one[:2], two[:2])
     shared = float(sides.clip(min=0).prod())
