@@ -316,6 +316,7 @@ def test_live_catches_up_after_a_hiccup_of_the_network(equipped):
 
 def test_with_the_keyboard_alone(page):
     def reach(name: str) -> None:
+        page.get_by_role("button", name=name).first.wait_for()  # the page grows for a while after its heading is there
         # At first the whole page has the focus, whose text holds every name.
         focused = "((e) => e === document.body ? '' : e.innerText || e.ariaLabel || '')(document.activeElement)"
         for _ in range(60):
