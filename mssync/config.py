@@ -176,6 +176,36 @@ class ReenactorTraining:
 
 
 @dataclass
+class MatteTraining:
+    """Training of the matte network (ours). See training/matte.py."""
+
+    steps: int = 2500
+    batch: int = 8
+    size: int = 320  # pixels
+    lr: float = 2e-3
+    average: float = 0.995
+    seed: int = 0
+
+
+@dataclass
+class PainterTraining:
+    """Training of the painters of mouth and eyes (ours). See training/painter.py."""
+
+    steps: int = 8000
+    batch: int = 16
+    lr: float = 1e-3
+    critic_lr: float = 4e-4
+    average: float = 0.998  # decay of the moving average of the weights that is kept
+    critic_from: float = 0.4  # share of the steps after which the discriminator joins
+    reconstruction: float = 10.0
+    tint: float = 10.0  # the same of low-passed colours
+    perceptual: float = 0.5
+    adversarial: float = 0.03
+    matching: float = 1.0  # of the discriminator's features
+    seed: int = 0
+
+
+@dataclass
 class MeterConfig:
     """Sizes of the sync meter's networks: lips and rigid head (ours)."""
 
@@ -222,6 +252,8 @@ class Config:
     generator_training: GeneratorTraining = field(default_factory=GeneratorTraining)
     reenactor: ReenactorConfig = field(default_factory=ReenactorConfig)
     reenactor_training: ReenactorTraining = field(default_factory=ReenactorTraining)
+    matte_training: MatteTraining = field(default_factory=MatteTraining)
+    painter_training: PainterTraining = field(default_factory=PainterTraining)
     meter: MeterConfig = field(default_factory=MeterConfig)
     meter_training: MeterTraining = field(default_factory=MeterTraining)
 

@@ -137,6 +137,14 @@ def _build(kind: str, config: dict[str, Any]) -> nn.Module:
         from mssync.generator import build_generator
 
         return build_generator(config)
+    if kind == "matte":
+        from mssync.render.matte import MatteNet
+
+        return MatteNet(tuple(config["widths"]))
+    if kind == "painter":
+        from mssync.render.painter import Painter
+
+        return Painter(config["organ"], tuple(config["widths"]))
     if kind == "meter":
         from mssync.meter import build_meter
 

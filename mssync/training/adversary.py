@@ -13,16 +13,16 @@ WIDTHS = (32, 64, 128, 128)
 class PatchDiscriminator(nn.Module):
     """Scores of overlapping patches, and the features they are made from."""
 
-    def __init__(self) -> None:
+    def __init__(self, inputs: int = 3) -> None:
         super().__init__()
-        sizes = (3, *WIDTHS)
+        sizes = (inputs, *WIDTHS)
         self.layers = nn.ModuleList(
             spectral_norm(nn.Conv2d(a, b, 4, stride=2, padding=1)) for a, b in zip(sizes, WIDTHS, strict=False)
         )
         self.score = spectral_norm(nn.Conv2d(WIDTHS[-1], 1, 3, padding=1))
 
     def forward(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """(B, 3, s, s) in [0, 1] -> scores (B, 1, s/16, s/16), positive for real; features of each layer."""
+        """(B, inputs, s, s) in [0, 1] -> scores (B, 1, s/16, s/16), positive for real; features of each layer."""
         x, features = image * 2 - 1, []
         for layer in self.layers:
             x = F.leaky_relu(layer(x), 0.2)

@@ -1,0 +1,76 @@
+"""The matte: which pixels are the person's, hair included."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mssync.render.painter import block
+
+SIZE = 384  # pixels of the square in which a portrait is seen
+WIDTHS = (24, 40, 72, 112, 144)  # channels at 1/2 … 1/32
+AROUND = 1.15  # of the face's ellipse, in its own size: the hint who is meant
+
+
+class MatteNet(nn.Module):
+    """U-Net: a picture and where the face is -> alpha. Trained on labels of a teacher, see docs/training.md."""
+
+    def __init__(self, widths: tuple[int, ...] = WIDTHS) -> None:
+        super().__init__()
+        self.widths = tuple(widths)
+        inputs = (16, *widths)
+        self.down = nn.ModuleList(block(i, o) for i, o in zip(inputs, widths, strict=False))
+        pairs = list(zip(widths[1:], widths, strict=False))[::-1]
+        self.up = nn.ModuleList(block(deep + skip, skip) for deep, skip in pairs)
+        self.coarse = nn.Sequential(nn.Conv2d(widths[0], 4, 3, padding=1), nn.PixelShuffle(2))
+        self.fine = nn.Sequential(nn.Conv2d(5, 16, 3, padding=1), nn.SiLU(), nn.Conv2d(16, 1, 3, padding=1))
+
+    def forward(self, picture: Tensor, face: Tensor) -> Tensor:
+        """picture (B, 3, s, s) in [0, 1], face (B, 1, s, s): `face_hint` -> alpha (B, 1, s, s); s a multiple of 32."""
+        given = torch.cat([picture * 2 - 1, face], 1)
+        x = F.pixel_unshuffle(given, 2).contiguous(memory_format=torch.channels_last)
+        skips = []
+        for k, layer in enumerate(self.down):
+            x = layer(x if k == 0 else F.avg_pool2d(x, 2))
+            skips.append(x)
+        x = skips.pop()
+        x = x + x.mean((2, 3), keepdim=True)
+        for layer in self.up:
+            x = layer(torch.cat([F.interpolate(x, scale_factor=2.0, mode="nearest"), skips.pop()], 1))
+        logits = self.coarse(x)
+        return torch.sigmoid((logits + self.fine(torch.cat([given, torch.tanh(logits)], 1))).float())
+
+    @torch.inference_mode()
+    def matte(self, picture: Tensor, landmarks: Tensor, box: tuple[float, float, float]) -> Tensor:
+        """Alpha (1, 1, H, W) of a picture (1, 3, H, W) whose face has landmarks (478, 2 or 3) in pixels.
+
+        box: x, y, side of the square that is looked at; outside of it alpha is that of its border.
+        """
+        height, width = picture.shape[-2:]
+        x0, y0, side = box
+        scale = SIZE / side
+        at = (torch.arange(SIZE) + 0.5) / scale
+        places = torch.stack(torch.meshgrid((at + x0) * (2 / width) - 1, (at + y0) * (2 / height) - 1, indexing="xy"), -1)
+        source = picture
+        if scale < 0.75:
+            small = (max(1, round(height * scale)), max(1, round(width * scale)))
+            source = F.interpolate(picture, size=small, mode="bilinear", antialias=True, align_corners=False)
+        part = F.grid_sample(source, places[None], padding_mode="border", align_corners=False)
+        points = (landmarks[:, :2] - torch.tensor([x0, y0])) * scale
+        alpha = self(part, face_hint(points[None], SIZE))
+        x = ((torch.arange(width) + 0.5 - x0) / side) * 2 - 1
+        y = ((torch.arange(height) + 0.5 - y0) / side) * 2 - 1
+        back = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
+        return F.grid_sample(alpha, back[None], mode="bicubic", padding_mode="border", align_corners=False).clamp(0, 1)
+
+
+def face_hint(points: Tensor, size: int) -> Tensor:
+    """A soft ellipse around the points (B, 478, 2) of a face in pixels -> (B, 1, size, size)."""
+    low, high = points.amin(1), points.amax(1)
+    centre, half = (low + high) / 2, (high - low) / 2 * AROUND
+    at = torch.arange(size).to(points) + 0.5
+    x = (at[None] - centre[:, :1]) / half[:, :1]
+    y = (at[None] - centre[:, 1:]) / half[:, 1:]
+    return torch.sigmoid(8 * (1 - (x.square()[:, None, :] + y.square()[:, :, None])))[:, None]

@@ -1,0 +1,163 @@
+"""Training of the matte network on the labels of `scripts/label_mattes.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mssync.config import Config
+from mssync.data.frames import MATTE, Shown, read_frames
+from mssync.errors import InputError
+from mssync.faces import mirrored_landmarks
+from mssync.precision import choose, drawing_precision
+from mssync.render.matte import MatteNet, face_hint
+from mssync.training.common import Average, Run, cosine_rate, launched
+from mssync.weights import save_model
+
+SIDE = 512  # pixels of the labels
+SAVE_EVERY, SHEET_EVERY = 100, 300
+
+
+class Mattes:
+    """Pictures with labelled mattes of one split, in memory; sample n is a function of (seed, n)."""
+
+    def __init__(self, folder: str | Path, split: str, seed: int, size: int) -> None:
+        self.seed, self.size = seed, size
+        self.pictures, self.alphas, self.points = [], [], []
+        for clip in read_frames(folder, split):
+            label = clip.path.with_suffix("").with_suffix(MATTE)
+            if label.exists():
+                self._add(clip, label)
+        if not self.pictures:
+            raise InputError(f"{folder}: no mattes of the split {split!r}; label them with scripts/label_mattes.py")
+
+    def _add(self, clip: Shown, label: Path) -> None:
+        import cv2
+
+        with np.load(label) as file:
+            times, alphas = file["times"], file["alpha"]
+        for t, alpha in zip(times, alphas, strict=True):
+            frame = clip.frame(int(t))
+            scale = np.array([SIDE / frame.shape[1], SIDE / frame.shape[0]], np.float32)
+            self.pictures.append(cv2.resize(frame, (SIDE, SIDE), interpolation=cv2.INTER_AREA))
+            self.alphas.append(alpha)
+            self.points.append((clip.landmarks[int(t)][:, :2] + 0.5) * scale)
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def whole(self, k: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Picture k unchanged: (3, s, s), alpha (1, s, s), points (478, 2) in its pixels."""
+        return self._warped(k, np.eye(2, 3) * (self.size / SIDE))
+
+    def _warped(self, k: int, matrix: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        import cv2
+
+        size = (self.size, self.size)
+        picture, alpha = (
+            cv2.warpAffine(x, matrix, size, flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REPLICATE)
+            for x in (self.pictures[k], self.alphas[k])
+        )
+        points = self.points[k] @ matrix[:, :2].T.astype(np.float32) + matrix[:, 2].astype(np.float32)
+        return torch.from_numpy(picture).permute(2, 0, 1).float() / 255, torch.from_numpy(alpha)[None].float() / 255, torch.from_numpy(points.astype(np.float32))
+
+    def sample(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        rng = np.random.default_rng((self.seed, n))
+        k = int(rng.integers(len(self)))
+        zoom, angle = self.size / SIDE * rng.uniform(0.8, 1.5), rng.normal() * 0.12
+        turn = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        room = self.size / 2 * 0.35
+        shift = self.size / 2 + rng.uniform(-room, room, 2) - turn @ (self.points[k].mean(0))
+        picture, alpha, points = self._warped(k, np.concatenate([turn, shift[:, None]], 1))
+        if rng.random() < 0.4:  # before another background
+            other = self._warped(int(rng.integers(len(self))), np.eye(2, 3) * (self.size / SIDE))[0]
+            picture = picture * alpha + other.flip(2) * (1 - alpha) if rng.random() < 0.5 else picture * alpha + torch.from_numpy(rng.uniform(0, 1, 3)).float()[:, None, None] * (1 - alpha)
+        gain = torch.from_numpy(rng.uniform(0.6, 1.3) * rng.uniform(0.9, 1.1, 3)).float()
+        picture = (picture * gain[:, None, None]).clamp(0, 1) ** float(rng.uniform(0.7, 1.4))
+        if rng.random() < 0.15:
+            picture = picture.mean(0, keepdim=True).expand(3, -1, -1)
+        if rng.random() < 0.3:
+            picture = picture + torch.from_numpy(rng.normal(size=picture.shape).astype(np.float32)) * float(rng.uniform(0, 0.05))
+        if rng.random() < 0.5:
+            picture, alpha = picture.flip(2), alpha.flip(2)
+            points = torch.stack([self.size - points[:, 0], points[:, 1]], -1)
+        return picture, alpha, points
+
+
+def _losses(drawn: Tensor, wanted: Tensor) -> Tensor:
+    """L1 over a pyramid, the edges weighted up."""
+    total = torch.zeros(())
+    for level in range(4):
+        edge = F.max_pool2d(wanted, 7, 1, 3) + F.max_pool2d(-wanted, 7, 1, 3)
+        total = total + ((drawn - wanted).abs() * (1 + 3 * edge)).mean()
+        drawn, wanted = F.avg_pool2d(drawn, 2), F.avg_pool2d(wanted, 2)
+    return total
+
+
+def train(config: Config, data: str | Path, run_dir: str | Path, max_minutes: float | None = None) -> Path:
+    """Train (or go on training) on the folder of `mssync frames` with its labels; returns the model file."""
+    settings = config.matte_training
+    run = Run(run_dir, "matte", max_minutes, launched())
+    torch.manual_seed(settings.seed)
+    model = MatteNet().to(memory_format=torch.channels_last)
+    average = Average(model, settings.average)
+    optimizer = torch.optim.AdamW(model.parameters(), settings.lr)
+    kept = {"model": model, "average": average.model, "optimizer": optimizer}
+    start = step = int(run.restore(kept).get("step", 0))
+    data_train, seen = Mattes(data, "train", settings.seed, settings.size), Mattes(data, "val", 1, 384)
+    precision = choose(None, torch.device("cpu"))
+    file = run.folder / "matte.safetensors"
+
+    def save() -> None:
+        run.save(kept, step=step)
+        save_model(file, average.model, "matte", {"widths": model.widths}, {"steps": step})
+
+    for at in run.steps(start, settings.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = settings.lr * cosine_rate(at, settings.steps, 50)
+        samples = [data_train.sample(at * settings.batch + k) for k in range(settings.batch)]
+        picture, alpha, points = (torch.stack(x) for x in zip(*samples, strict=True))
+        model.train()
+        with drawing_precision(picture, precision):
+            drawn = model(picture, face_hint(points, settings.size))
+        loss = _losses(drawn, alpha)
+        loss.backward()
+        if torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).isfinite():
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        average.update(model, at)
+        step = at + 1
+        run.log(at, {"loss": float(loss.detach())}, samples=settings.batch)
+        if step % SAVE_EVERY == 0:
+            save()
+        if step % SHEET_EVERY == 0:
+            error, sheet = evaluate(average.model, seen)
+            print(f"step {step}  val error {error:.4f}", flush=True)
+            _write(sheet, run.folder / "matte.png")
+    save()
+    return file
+
+
+@torch.no_grad()
+def evaluate(model: MatteNet, mattes: Mattes) -> tuple[float, Tensor]:
+    """Mean absolute error, and a sheet: picture, label, matte."""
+    errors, rows = [], []
+    for k in range(len(mattes)):
+        picture, alpha, points = (x[None] for x in mattes.whole(k))
+        drawn = model(picture, face_hint(points, mattes.size))
+        errors.append(float((drawn - alpha).abs().mean()))
+        if len(rows) < 18:
+            rows.append(torch.cat([picture, alpha.expand(-1, 3, -1, -1), drawn.expand(-1, 3, -1, -1)], 3)[0])
+    per = max(1, len(rows) // 3)
+    columns = [torch.cat(rows[k * per : (k + 1) * per], 1) for k in range(3)]
+    return float(np.mean(errors)), F.interpolate(torch.cat(columns, 2)[None], scale_factor=0.5, mode="area")[0]
+
+
+def _write(sheet: Tensor, path: Path) -> None:
+    from PIL import Image
+
+    Image.fromarray((sheet.clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()).save(path)
