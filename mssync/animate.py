@@ -14,7 +14,7 @@ from itertools import islice
 from numbers import Integral, Real
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -55,7 +55,8 @@ from mssync.motion import (
 from mssync.pictures import reduced
 from mssync.portraits import find_face
 from mssync.precision import choose
-from mssync.reenact import SIZE, Reenactor
+from mssync.reenact import SIZE, Reenactor, SizedReenactor
+from mssync.render.carry import carried
 from mssync.soundtrack import Sound
 from mssync.video import FPS, VideoReader, write_video
 
@@ -68,17 +69,19 @@ T = TypeVar("T")
 MODELS = {"compact": weights.SHIPPED}  # a model is a folder with these files
 REENACTOR_FILE, GENERATOR_FILE = "reenactor.safetensors", "generator.safetensors"
 LIVE_FILE = "generator_live.safetensors"  # of the same folder: hears little of what is to come
-REENACTORS = ("compact", "fomm")  # kinds of model files that draw faces
+REENACTORS = ("layered", "compact", "fomm")  # kinds of model files that draw faces
 DEVICES = ("cpu", "cuda", "mps")
 
 BATCH = 4  # frames that a core draws at once: with more, memory is asked for anew each time
 MIN_SECONDS = 0.2  # the shortest speech: one window of the finest syncer
 MAX_SEARCHED = 4096  # longest side of a picture in which the face is looked for, in pixels
-MAX_PICTURE = 1920  # longest side of a video with the full picture, in pixels
+MAX_PICTURE = 2160  # longest side of a video with the full picture, in pixels
+
+HALF = 0.5  # of a pixel: landmarks are whole numbers at pixels' centres
 
 MAX_FACTOR = 2.0  # of head motion and expression
 MAX_SMOOTH = float(FPS)  # frames
-SIZES = (64, 1024)  # least and greatest side of a video, in pixels
+SIZES = (64, MAX_PICTURE)  # least and greatest side of a video, in pixels
 
 Progress = Callable[[int, int], object]  # done, total; what it raises ends the work
 
@@ -92,6 +95,7 @@ class Portrait:
     pose: np.ndarray  # (10, 6)
     state: Any  # what the reenactor computed of it once
     size: tuple[int, int]  # height and width of the picture as it came
+    mesh: np.ndarray | None = None  # (478, 2) float32, of the face in the box's [-1, 1], where it is known
 
 
 class Frames(Iterator[np.ndarray]):
@@ -319,6 +323,11 @@ class Pipeline:
         self.cores = Cores(self.device)
 
     @property
+    def sized(self) -> SizedReenactor | None:
+        """The reenactor, where it draws pictures in their own size; others draw squares of 256 pixels."""
+        return cast(SizedReenactor, self.reenactor) if getattr(self.reenactor, "any_size", False) else None
+
+    @property
     def live(self) -> bool:
         """Whether the generator can speak while speech is still arriving."""
         return self.generator is not None and self.generator.config.lookahead is not None
@@ -419,11 +428,15 @@ class Pipeline:
             reader = VideoReader(driving.path)
             shots, motions = self._watched(reader, driving.name, progress)
             sound = Sound.read(driving.path, name=driving.name).keeping(opened) if reader.has_audio else None
+        known = self.sized is not None and portrait.mesh is not None
+        meshes = [in_crop(shot.landmarks, shot.box)[..., :2] for shot in shots[0]] if known else []
         if not absolute:
             starts = [best_start(motion, portrait.pose) if best_frame else 0 for motion in motions]
             motions = [relative(m, m[k], portrait.pose) for m, k in zip(motions, starts, strict=True)]
-        motion = joined(motions, *shots)
-        return self._render(portrait, motion, sound, size, paste_back)
+            if portrait.mesh is not None and meshes:
+                meshes = [carried(portrait.mesh, mesh, k) for mesh, k in zip(meshes, starts, strict=True)]
+        mesh = joined(meshes, *shots) if meshes else None
+        return self._render(portrait, joined(motions, *shots), sound, size, paste_back, mesh)
 
     def render(
         self,
@@ -491,17 +504,16 @@ class Pipeline:
         picture, found = find_face(self.face_mesh, picture, name)
         height, width = picture.shape[:2]
         box = crop_box([found], width, height)
-        face = crop(picture, box, SIZE)[None]
-        pose = self._keypoints(face, in_crop(found.landmarks, box)[None])
+        face, mesh = crop(picture, box, SIZE)[None], in_crop(found.landmarks, box)
+        pose = self._keypoints(face, mesh[None])
         small = reduced(picture, MAX_PICTURE)
         scale = small.shape[1] / width
-        return Portrait(
-            picture=small,
-            box=Box(box.x0 * scale, box.y0 * scale, box.side * scale),
-            pose=pose[0],
-            state=self._prepare(face, pose),
-            size=size,
-        )
+        small_box = Box(box.x0 * scale, box.y0 * scale, box.side * scale)
+        if self.sized is not None:
+            state = self._prepare_picture(small, small_box, (found.landmarks + HALF) * scale - HALF, pose)
+        else:
+            state = self._prepare(face, pose)
+        return Portrait(small, small_box, pose[0], state, size, mesh[:, :2])
 
     # Models
 
@@ -527,6 +539,12 @@ class Pipeline:
     def _prepare(self, image: np.ndarray, motion: np.ndarray) -> Any:
         return self.reenactor.prepare(_to_tensor(image, self.device), torch.from_numpy(motion).to(self.device))
 
+    @torch.inference_mode()
+    def _prepare_picture(self, picture: np.ndarray, box: Box, landmarks: np.ndarray, motion: np.ndarray) -> Any:
+        assert self.sized is not None
+        pose = torch.from_numpy(motion).to(self.device)
+        return self.sized.prepare_picture(picture, box, landmarks.astype(np.float32), pose)
+
     def draw(self, portrait: Portrait, motion: np.ndarray, size: int) -> np.ndarray:
         """Frames (B, size, size, 3) uint8 for motion (B, 10, 6), drawn on all cores.
 
@@ -535,12 +553,21 @@ class Pipeline:
         return np.concatenate(list(self.cores.map(lambda pose: self.draw_here(portrait, pose[None], size), motion)))
 
     @torch.inference_mode()
-    def draw_here(self, portrait: Portrait, motion: np.ndarray, size: int) -> np.ndarray:
-        """The same, in this thread."""
-        frames = self.reenactor.render(portrait.state, torch.from_numpy(motion).to(self.device))
-        if size != SIZE:
+    def draw_here(
+        self, portrait: Portrait, motion: np.ndarray, size: int | None, mesh: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The same, in this thread; size None: full pictures (B, H, W, 3). mesh: (B, 478, 2), see `_render`."""
+        poses = torch.from_numpy(motion).to(self.device)
+        if self.sized is not None:
+            points = None if mesh is None else torch.from_numpy(mesh).to(self.device)
+            return _to_bytes(self.sized.draw(portrait.state, poses, size, points))
+        frames = self.reenactor.render(portrait.state, poses)
+        if size not in (None, SIZE):
             frames = F.interpolate(frames, (size, size), mode="bicubic", antialias=size < SIZE)
-        return (frames.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        drawn = _to_bytes(frames)
+        if size is None:
+            drawn = np.stack([paste(portrait.picture, portrait.box, frame) for frame in drawn])
+        return drawn
 
     def _render(
         self,
@@ -549,20 +576,21 @@ class Pipeline:
         audio: Sound | None,
         size: int,
         paste_back: bool,
+        mesh: np.ndarray | None = None,
     ) -> Frames:
+        """mesh: (T, 478, 2) in the portrait's [-1, 1], where it is known; else it follows from the motion."""
         if isinstance(motion, np.ndarray):
             motion = GrowingMotion([motion], len(motion))
-        frames = self._frames(portrait, motion, size, paste_back)
+        frames = self._frames(portrait, motion, None if paste_back else size, mesh)
         return Frames(frames, motion, audio, self, portrait.size)
 
     def _frames(
-        self, portrait: Portrait, motion: GrowingMotion, size: int, paste_back: bool
+        self, portrait: Portrait, motion: GrowingMotion, size: int | None, mesh: np.ndarray | None
     ) -> Generator[np.ndarray, None, None]:
-        def drawn(start: int) -> list[np.ndarray]:
-            part = motion[start : start + BATCH]  # made here, as PyTorch's idle threads would be in the others' way
-            if not paste_back:
-                return list(self.draw_here(portrait, part, size))
-            return [paste(portrait.picture, portrait.box, frame) for frame in self.draw_here(portrait, part, SIZE)]
+        def drawn(start: int) -> np.ndarray:
+            times = slice(start, start + BATCH)
+            part = motion[times]  # made here, as PyTorch's idle threads would be in the others' way
+            return self.draw_here(portrait, part, size, None if mesh is None else mesh[times])
 
         for frames in self.cores.map(drawn, range(0, len(motion), BATCH)):
             yield from frames
@@ -603,6 +631,11 @@ def check_options(
 def _to_tensor(images: np.ndarray, device: torch.device) -> Tensor:
     """uint8 (B, H, W, 3) -> float (B, 3, H, W) in [0, 1]."""
     return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255
+
+
+def _to_bytes(frames: Tensor) -> np.ndarray:
+    """float (B, 3, H, W) in [0, 1] -> uint8 (B, H, W, 3)."""
+    return (frames.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -137,6 +137,10 @@ def _build(kind: str, config: dict[str, Any]) -> nn.Module:
         from mssync.generator import build_generator
 
         return build_generator(config)
+    if kind == "layered":
+        from mssync.render.renderer import LayeredRenderer
+
+        return LayeredRenderer(**config)
     if kind == "matte":
         from mssync.render.matte import MatteNet
 

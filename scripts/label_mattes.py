@@ -17,11 +17,14 @@ import onnxruntime
 from PIL import Image
 
 SIDE, STORED = 1024, 512
+THREADS = 1  # beside a training
 A_CLIP = 1  # frames of a clip that are labelled
 
 
 def main(folder: str, network: str) -> None:
-    session = onnxruntime.InferenceSession(network)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = THREADS
+    session = onnxruntime.InferenceSession(network, options)
     name = session.get_inputs()[0].name
     files = sorted(path for path in Path(folder).glob("*.npz") if not path.name.endswith(".matte.npz"))
     for path in files:

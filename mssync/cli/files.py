@@ -151,6 +151,28 @@ def _print_prepared(output: Path, totals: dict[str, Any]) -> None:
 
 
 @app.command(rich_help_panel=WORKSHOP)
+def frames(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(metavar="SOURCE…", help="As `mssync preprocess` takes them; a manifest may list stills, too."),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The folder to fill.")],
+    count: Annotated[int, typer.Option("--frames", metavar="N", min=2, help="Frames of a clip, at most.")] = 50,
+    clips: Annotated[int, typer.Option(metavar="N", min=1, help="Clips of a person, at most.")] = 10,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Processes; one a core unless given.", show_default=False)
+    ] = None,
+) -> None:
+    """Store single frames in their full size with face meshes: what `mssync train mouth`, eye and matte learn from.
+
+    A stopped run goes on when started again.
+    """
+    from mssync.data.frames import Settings, collect
+
+    finished(output, f"{collect(sources, output, Settings(count, clips), workers)} clips and stills")
+
+
+@app.command(rich_help_panel=WORKSHOP)
 def extract(
     data: DataArgument,
     model: ModelOption = "compact",

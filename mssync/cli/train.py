@@ -17,7 +17,7 @@ from mssync.cli.common import (
     need,
     train_app,
 )
-from mssync.errors import input_file
+from mssync.errors import InputError, input_file
 
 SyncerDataOption = Annotated[
     Path,
@@ -39,11 +39,73 @@ def train_reenactor(
     max_minutes: MinutesOption = None,
     overrides: OverridesArgument = None,
 ) -> None:
-    """Train the compact reenactment model."""
+    """Train the keypoint reenactor that drew before the layered renderer, and the keypoints that both read."""
     settings = training_config(config, overrides, data)
     from mssync.training.reenactor import train
 
     train(settings, data, run, max_minutes)
+
+
+FramesOption = Annotated[
+    Path, typer.Option("--data", metavar="DIR", help="Folder that `mssync frames` made.", show_default=False)
+]
+
+
+@train_app.command("mouth")
+def train_mouth(
+    data: FramesOption,
+    run: RunOption,
+    config: ConfigOption = "compact",
+    max_minutes: MinutesOption = None,
+    overrides: OverridesArgument = None,
+) -> None:
+    """Train the painter of mouths, a part of the renderer."""
+    _train_painter("mouth", data, run, config, max_minutes, overrides)
+
+
+@train_app.command("eye")
+def train_eye(
+    data: FramesOption,
+    run: RunOption,
+    config: ConfigOption = "compact",
+    max_minutes: MinutesOption = None,
+    overrides: OverridesArgument = None,
+) -> None:
+    """Train the painter of eyes, a part of the renderer."""
+    _train_painter("eye", data, run, config, max_minutes, overrides)
+
+
+def _train_painter(
+    organ: str, data: Path, run: Path, config: str, max_minutes: float | None, overrides: list[str] | None
+) -> None:
+    settings = _frames_config(config, overrides, data)
+    from mssync.training.painter import train
+
+    finished(train(settings, data, run, organ, max_minutes), f"the painter of the {organ}")
+
+
+@train_app.command("matte")
+def train_matte(
+    data: FramesOption,
+    run: RunOption,
+    config: ConfigOption = "compact",
+    max_minutes: MinutesOption = None,
+    overrides: OverridesArgument = None,
+) -> None:
+    """Train the matte network, a part of the renderer, on labels of scripts/label_mattes.py."""
+    settings = _frames_config(config, overrides, data)
+    from mssync.training.matte import train
+
+    finished(train(settings, data, run, max_minutes), "the matte network")
+
+
+def _frames_config(config: str, overrides: list[str] | None, data: Path) -> Any:
+    if not data.is_dir():
+        raise InputError(f"{data} is no folder of frames; make one with `mssync frames`")
+    need("lightning", "train")
+    from mssync.config import load_config
+
+    return load_config(config, overrides or [])
 
 
 @train_app.command("syncer")

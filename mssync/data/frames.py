@@ -28,7 +28,7 @@ from mssync.data import workers
 from mssync.data.clips import decode_jpeg
 from mssync.data.readers import Job, read_jobs
 from mssync.errors import InputError, written_whole
-from mssync.faces import Face, FaceMesh, crop, crop_box
+from mssync.faces import FaceMesh, crop, crop_box
 from mssync.pictures import read_image
 from mssync.video import RGB, VideoReader
 
@@ -86,7 +86,8 @@ def _collect_one(job: Job, out: Path, settings: Settings) -> None:
         height, width = seen[0][0].shape[:2]
         box = crop_box([face for _, face in seen], width, height)
         for frame, face in seen:
-            picture, points = frame, face.landmarks
+            picture: np.ndarray = frame
+            points = np.asarray(face.landmarks, np.float32)
             if max(height, width) > MAX_SIDE:
                 size = min(MAX_SIDE, round(box.side))
                 picture = crop(frame, box, size)

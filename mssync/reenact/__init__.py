@@ -1,7 +1,8 @@
 """Reenactment: an image to motion (10 keypoints with Jacobians), and motion back to pictures.
 
-Two models share one interface: ``fomm`` is the first-order motion model exactly, for the public checkpoints;
-``compact`` is the project's own, small enough for real time on two cores.
+Models share an interface: ``fomm`` is the first-order motion model exactly, for the public checkpoints; ``compact`` is
+the project's first own, small enough for real time on two cores. Both draw squares of 256 pixels. The layered renderer
+(`mssync.render`) draws at any size.
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ from __future__ import annotations
 import hashlib
 from typing import Any, Protocol
 
+import numpy as np
 from torch import Tensor
+
+from mssync.faces import Box
 
 N_KEYPOINTS = 10
 N_VALUES = 6  # x, y, then the Jacobian row by row
@@ -54,4 +58,25 @@ class Reenactor(Protocol):
 
     def render(self, state: Any, motion: Tensor) -> Tensor:
         """Frames (B, 3, 256, 256) in [0, 1] of the prepared source under motion (B, 10, 6)."""
+        ...
+
+
+class SizedReenactor(Reenactor, Protocol):
+    """A reenactor that draws pictures in their own size."""
+
+    any_size: bool
+
+    def prepare_picture(self, picture: np.ndarray, box: Box, landmarks: np.ndarray, motion: Tensor) -> Any:
+        """Everything that depends on the portrait alone.
+
+        picture (H, W, 3) uint8; box: the part of it that is animated; landmarks (478, 3) in its pixels; motion
+        (1, 10, 6): the keypoints of the box.
+        """
+        ...
+
+    def draw(self, prepared: Any, motion: Tensor, size: int | None, mesh: Tensor | None = None) -> Tensor:
+        """Frames (B, 3, h, w) in [0, 1] under motion (B, 10, 6): the box at size × size, or (None) the whole picture.
+
+        mesh: (B, 478, 2) in the box's [-1, 1], where it is known; else it is read from the motion.
+        """
         ...

@@ -350,7 +350,7 @@ def _resized(x: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(x, size=(size, size), mode=mode)
 
 
-def _fold_batch_norms(layers: nn.Sequential) -> None:
+def fold_batch_norms(layers: nn.Sequential) -> None:
     for i, (layer, norm) in enumerate(pairwise(layers)):
         if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
             layers[i], layers[i + 1] = fuse_conv_bn_eval(layer, norm), nn.Identity()
@@ -412,7 +412,7 @@ class CompactReenactor(nn.Module):
         for part in (self.dense_motion, self.painter):
             for module in part.modules():
                 if isinstance(module, nn.Sequential):
-                    _fold_batch_norms(module)
+                    fold_batch_norms(module)
         self.precision = precision
         return self.to(memory_format=LAYOUT)  # type: ignore[call-overload]
 

@@ -17,6 +17,7 @@ RIGID = (
 )
 # fmt: on
 NEAR_ZERO = 1e-9
+MEETING = (0.3, 0.6)  # shares of their distance at which two points' deeper one stops to count, and counts in full
 
 
 def kernel(squared: Tensor) -> Tensor:
@@ -69,3 +70,34 @@ def view(solver: Tensor, mesh: Tensor) -> Tensor:
 def seen(points: Tensor, head: Tensor) -> Tensor:
     """Points (B or 1, n, 3) of the source's head in a `view` (B, 4, 2) -> (B, n, 2)."""
     return points @ head[:, :3] + head[:, 3:]
+
+
+class Hiding:
+    """Which of some points of a head a turn brings behind others: they must not pull at the warp.
+
+    points: (n, 3) as the source shows them. Where a view draws near points together, or past each other, the deeper
+    one of them is hidden.
+    """
+
+    def __init__(self, points: Tensor, reach: float) -> None:
+        """reach: how far apart points may be that hide each other, in the unit of the points."""
+        self.points = points
+        self.between = points[:, None] - points
+        square = self.between[..., :2].square().sum(-1)
+        self.near = (square < reach**2) & (square > NEAR_ZERO)
+        self.along = torch.where(
+            self.near[..., None], self.between[..., :2] / square[..., None].clamp_min(NEAR_ZERO), 0.0
+        )
+
+    def __call__(self, head: Tensor) -> Tensor:
+        """Views (B, 4, 2) -> (B, n): 0 for a point that is seen, 1 for one that is hidden."""
+        linear = head[:, :3]
+        camera = torch.linalg.cross(linear[..., 0], linear[..., 1])
+        scale = camera.norm(dim=1).sqrt()
+        deeper = torch.einsum("ijk,bk->bij", self.between, camera) > 0
+        # along a pair of points: 1 where a view keeps their distance, 0 where they meet, less where they pass
+        kept = torch.einsum("ijk,bkl,ijl->bij", self.between, linear, self.along) / scale[:, None, None]
+        low, high = MEETING
+        close = ((high - kept) / (high - low)).clamp(0, 1) * (self.near & deeper)
+        worst = close.amax(2)
+        return worst * worst * (3 - 2 * worst)

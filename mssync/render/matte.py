@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -43,7 +42,7 @@ class MatteNet(nn.Module):
         return torch.sigmoid((logits + self.fine(torch.cat([given, torch.tanh(logits)], 1))).float())
 
     @torch.inference_mode()
-    def matte(self, picture: Tensor, landmarks: Tensor, box: tuple[float, float, float]) -> Tensor:
+    def alpha(self, picture: Tensor, landmarks: Tensor, box: tuple[float, float, float]) -> Tensor:
         """Alpha (1, 1, H, W) of a picture (1, 3, H, W) whose face has landmarks (478, 2 or 3) in pixels.
 
         box: x, y, side of the square that is looked at; outside of it alpha is that of its border.
@@ -52,7 +51,9 @@ class MatteNet(nn.Module):
         x0, y0, side = box
         scale = SIZE / side
         at = (torch.arange(SIZE) + 0.5) / scale
-        places = torch.stack(torch.meshgrid((at + x0) * (2 / width) - 1, (at + y0) * (2 / height) - 1, indexing="xy"), -1)
+        places = torch.stack(
+            torch.meshgrid((at + x0) * (2 / width) - 1, (at + y0) * (2 / height) - 1, indexing="xy"), -1
+        )
         source = picture
         if scale < 0.75:
             small = (max(1, round(height * scale)), max(1, round(width * scale)))

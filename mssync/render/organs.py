@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,8 +26,7 @@ EYE_RINGS = (
 )
 AROUND_MOUTH = (
     2, 98, 327, 164, 167, 393, 165, 391, 92, 322, 186, 410, 57, 287, 43, 273, 106, 335, 182, 406, 83, 313, 18,
-    205, 425, 187, 411, 212, 432, 216, 436, 206, 426, 200, 199, 175, 152, 148, 377, 176, 400, 149, 378, 150, 379,
-    136, 365, 172, 397, 58, 288, 132, 361,
+    205, 425, 187, 411, 212, 432, 216, 436, 206, 426, 200, 199, 175, 152, 148, 377, 176, 400, 149, 378,
 )
 # fmt: on
 CHIN_POINTS = (152, 148, 377, 175, 199)  # of the jaw
@@ -75,8 +75,6 @@ EYE = Organ(
 )
 FACE = Organ((), (), None, (), centre=(0.0, 0.65), depth_points=(1,), width=1.0667, size=(288, 256))
 # fmt: on
-
-
 
 
 @lru_cache(maxsize=8)
@@ -192,3 +190,27 @@ def local_field(organ: Organ, source: Tensor, target: Tensor, where: Tensor, ste
     top, bottom = (height_of(target[:, list(edge)], where[..., 0]) for edge in (organ.upper, organ.lower))
     below = torch.sigmoid((where[..., 1] - (top + bottom) / 2) * (4 * width / 2))[:, None]
     return (fields[0] + below * (fields[1] - fields[0])).permute(0, 2, 3, 1)
+
+
+def face_window(image: np.ndarray, landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """The face of a picture (H, W, 3), with landmarks (478, 3), upright in (288, 256, 3); they in its pixels; and how
+    many pixels of the picture one of these is wide."""
+    import cv2
+
+    height, width = FACE.size
+    small, shrunk = image, np.ones(2)
+    frame = source_frame(FACE, torch.from_numpy(landmarks)[None])[0].numpy()
+    pixel = np.linalg.norm(frame[0, :2]) * 2 / width  # of the window, in pixels of the picture
+    if pixel > 1.5:
+        reduced = (round(image.shape[1] / pixel), round(image.shape[0] / pixel))
+        small = cv2.resize(image, reduced, interpolation=cv2.INTER_AREA)
+        shrunk = np.array([small.shape[1] / image.shape[1], small.shape[0] / image.shape[0]])
+    corners = grid(FACE.size)[[0, 0, -1], [0, -1, 0]][None]
+    there = placed(torch.from_numpy(frame[None, :, :2]), corners)[0].numpy()
+    there = (there + 0.5) * shrunk - 0.5
+    here = np.array([[0, 0], [width - 1, 0], [0, height - 1]])
+    matrix = cv2.getAffineTransform(there.astype(np.float32), here.astype(np.float32))
+    out = cv2.warpAffine(small, matrix, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    uv = (landmarks[:, :2] - frame[2, :2]) @ np.linalg.inv(frame[:2, :2])
+    points = uv * (width / 2) + np.array([width, height]) / 2 - 0.5
+    return out, np.concatenate([points, landmarks[:, 2:] / pixel], 1).astype(np.float32), float(pixel)

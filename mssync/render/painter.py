@@ -1,8 +1,9 @@
 """The painters: what no warp can show, the inside of a mouth that opens, an eye that turns or closes.
 
 A painter sees its organ's window: the warped source, the source as it is, the source moved with the jaw (or the iris),
-which edges are open in either, and coordinates fixed to the skull and to the jaw. So upper teeth of the source lie where
-they are wanted, and lower ones, too. It paints what is open anew, and adds to what is not.
+what is open in either, and coordinates fixed to the skull and to the jaw. So upper teeth of the source lie where they
+are wanted, and lower ones, too. It paints what is open anew, from these and a colour of its own, and adds to what is
+not.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from mssync.render.organs import CHIN_POINTS, EYE, MOUTH, Organ, grid, inside, iris_disc, local_field, opened, placed
 
 INPUTS = 16  # channels of a prompt
+OUTPUTS = 10  # a colour, what is added to the warped one, shares of: that colour, warped, still, moved along
 WIDTHS = (32, 64, 112, 144)
 LOW_PASS = 8  # pixels, over which what is added to skin is averaged
 MARGIN = 0.12  # width of the window's fading rim, in u
@@ -98,6 +100,8 @@ class Painter(nn.Module):
     organ: "mouth" or "eye"; widths: channels at 1/2, 1/4, 1/8, 1/16 of the window's resolution.
     """
 
+    rim: Tensor
+
     def __init__(self, organ: str, widths: tuple[int, ...] = WIDTHS) -> None:
         super().__init__()
         self.organ, self.widths = organ, tuple(widths)
@@ -106,10 +110,10 @@ class Painter(nn.Module):
         pairs = list(zip(widths[1:], widths, strict=False))[::-1]
         self.up = nn.ModuleList(block(deep + skip, skip) for deep, skip in pairs)
         self.style = nn.Sequential(nn.Linear(widths[-1], widths[-1]), nn.SiLU(), nn.Linear(widths[-1], widths[-1]))
-        self.head = nn.Sequential(nn.Conv2d(widths[0], 6 * 4, 3, padding=1), nn.PixelShuffle(2))
-        last = self.head[0]
+        last = nn.Conv2d(widths[0], OUTPUTS * 4, 3, padding=1)
         nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+        self.head = nn.Sequential(last, nn.PixelShuffle(2))
         self.register_buffer("rim", rim(ORGANS[organ]), persistent=False)
 
     def forward(self, given: Prompt) -> Tensor:
@@ -125,8 +129,11 @@ class Painter(nn.Module):
         x = x + self.style(x.mean((2, 3)))[..., None, None]
         for layer in self.up:
             x = layer(torch.cat([F.interpolate(x, scale_factor=2.0, mode="nearest"), skips.pop()], 1))
-        new, more = self.head(x).float().split(3, 1)
-        new, more = torch.sigmoid(new - 1), MOST * torch.tanh(more)
+        new, more, shares = self.head(x).float().split((3, 3, 4), 1)
+        shares, more = shares.softmax(1), MOST * torch.tanh(more)
+        still, along = given.channels[:, 3:9].chunk(2, 1)  # in [-1, 1]
+        seen = shares[:, 2:3] * (still + 1) / 2 + shares[:, 3:] * (along + 1) / 2
+        new = shares[:, :1] * torch.sigmoid(new - 1) + shares[:, 1:2] * warped + seen
         soft = F.interpolate(F.avg_pool2d(more, LOW_PASS), scale_factor=float(LOW_PASS), mode="bilinear")
         kept = warped + self.rim * (soft + given.near * (more - soft))
         return (kept + gap * (new - kept)).clamp(0, 1)

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 GROWN = 0.012  # of the picture's side: the matte's rim, in which hair may be that the matte lost
-RIM_CONTRAST = 0.06  # difference from the plate, of colours in [0, 1], from which a pixel of the rim goes with the person
+LEAST = 0.02  # alpha of what is the person's
+TINY = 1e-4  # of colours in [0, 1]
 SMALLEST = 4  # pixels: where the pyramid ends
 
 
@@ -33,17 +34,20 @@ def _halved(x: Tensor) -> Tensor:
 def parted(picture: Tensor, matte: Tensor) -> tuple[Tensor, Tensor]:
     """A picture (1, 3, h, w) in person and plate: premultiplied RGBA (1, 4, h, w) and (1, 3, h, w).
 
-    The person over the plate is the picture again, exactly. What differs from the plate in a rim around the matte
-    (1, 1, h, w) is the person's: hair that the matte lost.
+    The person over the plate is the picture again, exactly: I = F + (1 - a) B with the least a, not below the matte
+    (1, 1, h, w), for which F lies in [0, a]. So what differs from the plate around the matte is the person's: hair that
+    the matte lost.
     """
     reach = max(1, round(GROWN * max(picture.shape[-2:])))
-    grown = F.max_pool2d(matte, 2 * reach + 1, 1, reach)
-    rim = F.avg_pool2d(F.max_pool2d(matte, 4 * reach + 1, 1, 2 * reach), 2 * reach + 1, 1, reach)
-    hidden = F.max_pool2d((rim > 0.02).float(), 3, 1, 1)
-    plate = fill(picture, 1 - hidden)
-    differs = ((picture - plate).abs().amax(1, keepdim=True) / RIM_CONTRAST).clamp(0, 1)
-    alpha = torch.maximum(matte, torch.minimum(rim, grown.maximum(rim)) * differs)
+    near = _grown((matte > LEAST).float(), 2 * reach)
+    hidden = F.avg_pool2d(near, 2 * reach + 1, 1, reach, count_include_pad=False)
+    plate = torch.lerp(picture, fill(picture, 1 - near), hidden)
+    least = torch.where(picture < plate, 1 - picture / plate, (picture - plate) / (1 - plate).clamp_min(TINY))
+    alpha = torch.maximum(matte, least.amax(1, keepdim=True).clamp(0, 1))
     own = torch.minimum((picture - (1 - alpha) * plate).clamp_min(0), alpha)
-    # what clipping took away goes to the plate, so that the sum is right
-    plate = torch.where(alpha < 1, ((picture - own) / (1 - alpha).clamp_min(1e-3)).clamp(0, 1), plate)
     return torch.cat([own, alpha], 1), plate
+
+
+def _grown(mask: Tensor, reach: int) -> Tensor:
+    """A mask wider by `reach` pixels on all sides."""
+    return F.max_pool2d(F.max_pool2d(mask, (2 * reach + 1, 1), 1, (reach, 0)), (1, 2 * reach + 1), 1, (0, reach))

@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mssync.config import Config
 from mssync.data.frames import MATTE, Shown, read_frames
 from mssync.errors import InputError
-from mssync.faces import mirrored_landmarks
 from mssync.precision import choose, drawing_precision
 from mssync.render.matte import MatteNet, face_hint
 from mssync.training.common import Average, Run, cosine_rate, launched
@@ -27,7 +26,9 @@ class Mattes:
 
     def __init__(self, folder: str | Path, split: str, seed: int, size: int) -> None:
         self.seed, self.size = seed, size
-        self.pictures, self.alphas, self.points = [], [], []
+        self.pictures: list[np.ndarray] = []
+        self.alphas: list[np.ndarray] = []
+        self.points: list[np.ndarray] = []
         for clip in read_frames(folder, split):
             label = clip.path.with_suffix("").with_suffix(MATTE)
             if label.exists():
@@ -63,7 +64,11 @@ class Mattes:
             for x in (self.pictures[k], self.alphas[k])
         )
         points = self.points[k] @ matrix[:, :2].T.astype(np.float32) + matrix[:, 2].astype(np.float32)
-        return torch.from_numpy(picture).permute(2, 0, 1).float() / 255, torch.from_numpy(alpha)[None].float() / 255, torch.from_numpy(points.astype(np.float32))
+        return (
+            torch.from_numpy(picture).permute(2, 0, 1).float() / 255,
+            torch.from_numpy(alpha)[None].float() / 255,
+            torch.from_numpy(points.astype(np.float32)),
+        )
 
     def sample(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
         rng = np.random.default_rng((self.seed, n))
@@ -75,13 +80,19 @@ class Mattes:
         picture, alpha, points = self._warped(k, np.concatenate([turn, shift[:, None]], 1))
         if rng.random() < 0.4:  # before another background
             other = self._warped(int(rng.integers(len(self))), np.eye(2, 3) * (self.size / SIDE))[0]
-            picture = picture * alpha + other.flip(2) * (1 - alpha) if rng.random() < 0.5 else picture * alpha + torch.from_numpy(rng.uniform(0, 1, 3)).float()[:, None, None] * (1 - alpha)
+            picture = (
+                picture * alpha + other.flip(2) * (1 - alpha)
+                if rng.random() < 0.5
+                else picture * alpha + torch.from_numpy(rng.uniform(0, 1, 3)).float()[:, None, None] * (1 - alpha)
+            )
         gain = torch.from_numpy(rng.uniform(0.6, 1.3) * rng.uniform(0.9, 1.1, 3)).float()
         picture = (picture * gain[:, None, None]).clamp(0, 1) ** float(rng.uniform(0.7, 1.4))
         if rng.random() < 0.15:
             picture = picture.mean(0, keepdim=True).expand(3, -1, -1)
         if rng.random() < 0.3:
-            picture = picture + torch.from_numpy(rng.normal(size=picture.shape).astype(np.float32)) * float(rng.uniform(0, 0.05))
+            picture = picture + torch.from_numpy(rng.normal(size=picture.shape).astype(np.float32)) * float(
+                rng.uniform(0, 0.05)
+            )
         if rng.random() < 0.5:
             picture, alpha = picture.flip(2), alpha.flip(2)
             points = torch.stack([self.size - points[:, 0], points[:, 1]], -1)
@@ -91,7 +102,7 @@ class Mattes:
 def _losses(drawn: Tensor, wanted: Tensor) -> Tensor:
     """L1 over a pyramid, the edges weighted up."""
     total = torch.zeros(())
-    for level in range(4):
+    for _ in range(4):
         edge = F.max_pool2d(wanted, 7, 1, 3) + F.max_pool2d(-wanted, 7, 1, 3)
         total = total + ((drawn - wanted).abs() * (1 + 3 * edge)).mean()
         drawn, wanted = F.avg_pool2d(drawn, 2), F.avg_pool2d(wanted, 2)
@@ -103,7 +114,8 @@ def train(config: Config, data: str | Path, run_dir: str | Path, max_minutes: fl
     settings = config.matte_training
     run = Run(run_dir, "matte", max_minutes, launched())
     torch.manual_seed(settings.seed)
-    model = MatteNet().to(memory_format=torch.channels_last)
+    model = MatteNet()
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = Average(model, settings.average)
     optimizer = torch.optim.AdamW(model.parameters(), settings.lr)
     kept = {"model": model, "average": average.model, "optimizer": optimizer}
@@ -143,9 +155,10 @@ def train(config: Config, data: str | Path, run_dir: str | Path, max_minutes: fl
 
 
 @torch.no_grad()
-def evaluate(model: MatteNet, mattes: Mattes) -> tuple[float, Tensor]:
+def evaluate(model: nn.Module, mattes: Mattes) -> tuple[float, Tensor]:
     """Mean absolute error, and a sheet: picture, label, matte."""
-    errors, rows = [], []
+    errors: list[float] = []
+    rows: list[Tensor] = []
     for k in range(len(mattes)):
         picture, alpha, points = (x[None] for x in mattes.whole(k))
         drawn = model(picture, face_hint(points, mattes.size))

@@ -120,7 +120,7 @@ def train(config: Config, data: str | Path, run_dir: str | Path, organ: str, max
     run = Run(run_dir, organ, max_minutes, fabric)
     torch.manual_seed(settings.seed)
     model, critic, losses = Painter(organ), PatchDiscriminator(inputs=4), Losses(settings)
-    model = model.to(memory_format=torch.channels_last)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = Average(model, settings.average)
     optimizer = torch.optim.Adam(model.parameters(), settings.lr, betas=(0.5, 0.99))
     judge = torch.optim.Adam(critic.parameters(), settings.critic_lr, betas=(0.5, 0.99))
@@ -179,11 +179,17 @@ def _criticised(
 
 def laplacian(x: Tensor) -> Tensor:
     grey = x.mean(1, keepdim=True)
-    return 4 * grey[..., 1:-1, 1:-1] - grey[..., :-2, 1:-1] - grey[..., 2:, 1:-1] - grey[..., 1:-1, :-2] - grey[..., 1:-1, 2:]
+    return (
+        4 * grey[..., 1:-1, 1:-1]
+        - grey[..., :-2, 1:-1]
+        - grey[..., 2:, 1:-1]
+        - grey[..., 1:-1, :-2]
+        - grey[..., 1:-1, 2:]
+    )
 
 
 @torch.no_grad()
-def evaluate(model: Painter, pairs: Pairs, precision: str) -> tuple[dict[str, float], Tensor]:
+def evaluate(model: torch.nn.Module, pairs: Pairs, precision: str) -> tuple[dict[str, float], Tensor]:
     """L1 near lips or lids over that of copying, Laplacian energy of what is open over the real one's; a sheet."""
     rows, sums = [], np.zeros(5)
     measure = pairs.measure
@@ -196,7 +202,9 @@ def evaluate(model: Painter, pairs: Pairs, precision: str) -> tuple[dict[str, fl
         images = images.permute(0, 3, 1, 2).float() / 255
         meshes = torch.from_numpy(pairs.windows.meshes[[source, *targets]])
         count = len(targets)
-        given, real = posed(pairs.organ, images[:1].expand(count, -1, -1, -1), meshes[:1].expand(count, -1, -1), images[1:], meshes[1:])
+        given, real = posed(
+            pairs.organ, images[:1].expand(count, -1, -1, -1), meshes[:1].expand(count, -1, -1), images[1:], meshes[1:]
+        )
         with drawing_precision(real, precision):
             painted = model(given)
         warped, still = given.channels[:, :3], given.channels[:, 3:6] / 2 + 0.5
