@@ -17,39 +17,39 @@ RIGID = (
 )
 # fmt: on
 NEAR_ZERO = 1e-9
+AT_ONCE = 1024  # places at which a spline is evaluated in one go: what that takes stays in the processor's cache
 MEETING = (0.3, 0.6)  # shares of their distance at which two points' deeper one stops to count, and counts in full
 
 
-def kernel(squared: Tensor) -> Tensor:
-    """U = r² log r² of squared distances: the thin plate's Green's function (Bookstein 1989), times 2."""
-    return squared * torch.log(squared.clamp_min(NEAR_ZERO))
+def bent(one: Tensor, two: Tensor) -> Tensor:
+    """U = r² log r² of the distances r of points (B, n, 2) and (B, m, 2): (B, n, m). Twice Bookstein's (1989)."""
+    left = torch.cat([-2 * one, one.square().sum(-1, keepdim=True), torch.ones_like(one[..., :1])], -1)
+    right = torch.cat([two, torch.ones_like(two[..., :1]), two.square().sum(-1, keepdim=True)], -1)
+    squared = (left @ right.transpose(1, 2)).clamp_min_(NEAR_ZERO)
+    return squared.log().mul_(squared)
 
 
-def squared_distances(one: Tensor, two: Tensor) -> Tensor:
-    """(..., n, 2), (..., m, 2) -> (..., n, m)."""
-    cross = one @ two.transpose(-1, -2)
-    return (one.square().sum(-1)[..., None] + two.square().sum(-1)[..., None, :] - 2 * cross).clamp_min(0)
-
-
+@torch.no_grad()
 def thin_plate(at: Tensor, values: Tensor, where: Tensor, stiffness: float | Tensor) -> Tensor:
-    """Smoothing thin-plate spline through values (B, n, c) at points (B, n, 2), evaluated at `where` (B or 1, m, 2).
+    """Smoothing thin-plate spline through values (B, n, c) at points (B, n, 2), evaluated at `where` (m, 2).
 
     stiffness: of the plate, a number or (n,) or (B, n): larger ones follow the values less. Returns (B, m, c).
     """
     batch, count = at.shape[:2]
-    centre = at.mean(1, keepdim=True)
-    exact = (at - centre).double()
-    ones = torch.ones_like(exact[..., :1])
-    affine = torch.cat([ones, exact], -1)
-    bending = kernel(squared_distances(exact, exact))
+    exact = at.double()
+    affine = torch.cat([torch.ones_like(exact[..., :1]), exact], -1)
     stiff = torch.as_tensor(stiffness, dtype=exact.dtype, device=at.device).expand(batch, count)
-    top = torch.cat([bending + torch.diag_embed(stiff), affine], -1)
+    top = torch.cat([bent(exact, exact) + torch.diag_embed(stiff), affine], -1)
     bottom = torch.cat([affine.transpose(1, 2), exact.new_zeros(batch, 3, 3)], -1)
     wanted = torch.cat([values.double(), exact.new_zeros(batch, 3, values.shape[-1])], 1)
     weights = torch.linalg.solve(torch.cat([top, bottom], 1), wanted).to(at.dtype)
-    places = (where - centre).expand(batch, -1, -1)
-    spline = kernel(squared_distances(places, at - centre)) @ weights[:, :count]
-    return spline + weights[:, count : count + 1] + places @ weights[:, count + 1 :]
+    spline, plane = weights[:, :count], weights[:, count:]
+    found = [
+        bent(part.expand(1, -1, -1), at[b : b + 1]) @ spline[b : b + 1] + plane[b, :1] + part @ plane[b, 1:]
+        for b in range(batch)
+        for part in where.split(AT_ONCE)
+    ]
+    return torch.cat(found, 1).view(batch, len(where), -1)
 
 
 def view_solver(source: Tensor) -> Tensor:

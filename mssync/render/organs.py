@@ -131,7 +131,7 @@ def placed(frame: Tensor, places: Tensor) -> Tensor:
 def between(upper: Tensor, lower: Tensor, at: Tensor, soft: float) -> Tensor:
     """How far places (h, w, 2) lie between two edges (B, k, 2) from the left corner to the right -> (B, h, w)."""
     sharp = 4 / soft
-    u, v = at[..., 0], at[..., 1]
+    u, v = at[:1, :, 0], at[..., 1]
     top, bottom = height_of(upper, u), height_of(lower, u)
     left, right = upper[:, 0, 0, None, None], upper[:, -1, 0, None, None]
     across = torch.sigmoid((v - top) * sharp) * torch.sigmoid((bottom - v) * sharp)
@@ -178,7 +178,7 @@ def local_field(organ: Organ, source: Tensor, target: Tensor, where: Tensor, ste
     where: (h, w, 2), computed on every `step`th pixel.
     """
     height, width = organ.size
-    coarse = grid((height // step, width // step)).to(target).flatten(0, 1)[None]
+    coarse = grid((height // step, width // step)).to(target).flatten(0, 1)
     corners = {organ.upper[0], organ.upper[-1]}
     fields = []
     for hidden in (organ.lower, organ.upper):
@@ -187,7 +187,7 @@ def local_field(organ: Organ, source: Tensor, target: Tensor, where: Tensor, ste
         field = thin_plate(target[:, used], moved, coarse, STIFFNESS)
         field = field.unflatten(1, (height // step, width // step)).permute(0, 3, 1, 2)
         fields.append(torch.nn.functional.interpolate(field, size=(height, width), mode="bicubic"))
-    top, bottom = (height_of(target[:, list(edge)], where[..., 0]) for edge in (organ.upper, organ.lower))
+    top, bottom = (height_of(target[:, list(edge)], where[:1, :, 0]) for edge in (organ.upper, organ.lower))
     below = torch.sigmoid((where[..., 1] - (top + bottom) / 2) * (4 * width / 2))[:, None]
     return (fields[0] + below * (fields[1] - fields[0])).permute(0, 2, 3, 1)
 

@@ -23,12 +23,12 @@ OVAL = (
 EARS = (234, 454, 127, 356)
 EYE_CORNERS = (33, 263)
 N_SKIN = 468  # mesh points on the face; the others are the irises'
-EVERY = 3  # of these is a control point
+EVERY = 5  # of these is a control point, and what mirrors it
 RINGS = (1.25, 1.6, 2.1, 2.8)  # around the face, in its own size: hair, ears, hats
 # Heights below the eyes in distances between them: what is above the first moves with the head, below the second with
 # the body.
 NECK = (0.95, 2.0)
-BODY_ROWS, BODY_COLUMNS = (2.3, 3.2, 4.2, 5.2), range(-5, 6)  # of points on the body, in the same unit
+BODY_ROWS, BODY_COLUMNS = (2.3, 3.5, 5.0), (-5, -3, -1.5, 0, 1.5, 3, 5)  # of points on the body, in the same unit
 STIFFNESS = 2e-4  # of the field, in coordinates of [-1, 1]
 HIDDEN = 50.0  # the same at points that a turn hides: they do not count
 HIDES = 0.7  # distances of the eyes: how far apart points may be that hide each other
@@ -41,12 +41,11 @@ Box = tuple[float, float, float]  # x, y, side in pixels
 
 def control_points() -> list[int]:
     """Mesh points by which the face is warped: enough of them, but not the edges of what opens."""
-    edges = {*MOUTH.upper[1:-1], *MOUTH.lower[1:-1]}
-    for eye in (EYE.upper[1:-1], EYE.lower[1:-1]):
-        edges |= {*eye, *(int(mirror_points()[k]) for k in eye)}
     assert MOUTH.outer is not None
-    chosen = {*range(0, N_SKIN, EVERY), *OVAL, *MOUTH.outer[0], *MOUTH.outer[1]}
-    return sorted(chosen - edges)
+    edges = {*MOUTH.upper[1:-1], *MOUTH.lower[1:-1], *EYE.upper[1:-1], *EYE.lower[1:-1]}
+    chosen = {*range(0, N_SKIN, EVERY), *OVAL, *MOUTH.outer[0], *MOUTH.outer[1]} - edges
+    other = {int(mirror_points()[k]) for k in edges}
+    return sorted((chosen | {int(mirror_points()[k]) for k in chosen}) - edges - other)
 
 
 def around(face: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,7 +53,7 @@ def around(face: Tensor) -> tuple[Tensor, Tensor]:
     middle = face[list(EYE_CORNERS), :2].mean(0)
     right = face[EYE_CORNERS[1], :2] - face[EYE_CORNERS[0], :2]
     down = torch.stack([-right[1], right[0]])
-    oval, depth = face[list(OVAL[::2])], face[list(EARS), 2].mean()
+    oval, depth = face[list(OVAL[::3])], face[list(EARS), 2].mean()
     centre, found = oval.mean(0), []
     for k, scale in enumerate(RINGS):
         ring = centre + (oval - centre) * scale
@@ -136,7 +135,7 @@ class View:
         target = torch.cat([mesh[:, self.chosen], target], 1)
         unit = max(self.height, self.width) / 2
         stiffness = STIFFNESS + HIDDEN * self.hiding(head)
-        field = thin_plate(target / unit, source - target, self.cells.flatten(0, 1)[None] / unit, stiffness)
+        field = thin_plate(target / unit, source - target, self.cells.flatten(0, 1) / unit, stiffness)
         field = field.unflatten(1, self.cells.shape[:2]).permute(0, 3, 1, 2)
         field = F.interpolate(field, scale_factor=float(SMOOTH), mode="bicubic")
         size = [round(side * self.cell / SMOOTH) for side in field.shape[2:]]
