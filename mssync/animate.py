@@ -75,6 +75,8 @@ DEVICES = ("cpu", "cuda", "mps")
 BATCH = 4  # frames that a core draws at once: with more, memory is asked for anew each time
 MIN_SECONDS = 0.2  # the shortest speech: one window of the finest syncer
 MAX_SEARCHED = 4096  # longest side of a picture in which the face is looked for, in pixels
+DRAWN = 512  # side of a video's frames, unless another is wanted
+LARGE = 800 * 800  # pixels of a frame from which one is drawn at a time: memory
 MAX_PICTURE = 2160  # longest side of a video with the full picture, in pixels
 
 HALF = 0.5  # of a pixel: landmarks are whole numbers at pixels' centres
@@ -353,7 +355,7 @@ class Pipeline:
         expression: float = 1.0,
         smooth: float = 0.0,
         seed: int = 0,
-        size: int = SIZE,
+        size: int = DRAWN,
         paste_back: bool = False,
     ) -> Frames:
         """Make a portrait speak: round(25 × seconds) frames.
@@ -371,9 +373,9 @@ class Pipeline:
         seed: of turns of the head and blinks, of which speech tells nothing. The same seed gives the same video on the
             same machine; on another one, or with other versions of libraries, the same but for what cannot be seen
             (motion to 1e-5, frames to less than a grey level on the mean).
-        size: side of the square frames in pixels, even, 64 to 1024.
+        size: side of the square frames in pixels, even, 64 to 2160. More than the picture itself has enlarges it.
         paste_back: put the animated face back into the full picture; frames then have the picture's size (at
-            most 1920 pixels on the longest side), and `size` is not used.
+            most 2160 pixels on the longest side), and `size` is not used.
 
         Silent audio gives a quiet face, with a warning. Raises InputError for values out of range, what is no picture
         or sound, a picture without a face, audio shorter than 0.2 s or with samples that are not finite.
@@ -404,7 +406,7 @@ class Pipeline:
         *,
         absolute: bool = False,
         best_frame: bool = True,
-        size: int = SIZE,
+        size: int = DRAWN,
         paste_back: bool = False,
         progress: Progress | None = None,
     ) -> Frames:
@@ -443,7 +445,7 @@ class Pipeline:
         image: Picture | Portrait,
         motion: Media | Array,
         *,
-        size: int = SIZE,
+        size: int = DRAWN,
         paste_back: bool = False,
     ) -> Frames:
         """Draw a portrait under a motion, taken as it is.
@@ -509,10 +511,7 @@ class Pipeline:
         small = reduced(picture, MAX_PICTURE)
         scale = small.shape[1] / width
         small_box = Box(box.x0 * scale, box.y0 * scale, box.side * scale)
-        if self.sized is not None:
-            state = self._prepare_picture(small, small_box, (found.landmarks + HALF) * scale - HALF, pose)
-        else:
-            state = self._prepare(face, pose)
+        state = self.prepared(small, small_box, (found.landmarks + HALF) * scale - HALF, pose)
         return Portrait(small, small_box, pose[0], state, size, mesh[:, :2])
 
     # Models
@@ -536,14 +535,16 @@ class Pipeline:
         return self.reenactor.keypoints(_to_tensor(images, self.device), points).cpu().numpy()
 
     @torch.inference_mode()
-    def _prepare(self, image: np.ndarray, motion: np.ndarray) -> Any:
-        return self.reenactor.prepare(_to_tensor(image, self.device), torch.from_numpy(motion).to(self.device))
+    def prepared(self, picture: np.ndarray, box: Box, landmarks: np.ndarray, motion: np.ndarray) -> Any:
+        """What the reenactor computes of a portrait once, its `Portrait.state`.
 
-    @torch.inference_mode()
-    def _prepare_picture(self, picture: np.ndarray, box: Box, landmarks: np.ndarray, motion: np.ndarray) -> Any:
-        assert self.sized is not None
+        picture (H, W, 3) uint8; box: the part that is animated; landmarks (478, 3) in the picture's pixels; motion
+        (1, 10, 6): the keypoints of the box.
+        """
         pose = torch.from_numpy(motion).to(self.device)
-        return self.sized.prepare_picture(picture, box, landmarks.astype(np.float32), pose)
+        if self.sized is not None:
+            return self.sized.prepare_picture(picture, box, landmarks.astype(np.float32), pose)
+        return self.reenactor.prepare(_to_tensor(crop(picture, box, SIZE)[None], self.device), pose)
 
     def draw(self, portrait: Portrait, motion: np.ndarray, size: int) -> np.ndarray:
         """Frames (B, size, size, 3) uint8 for motion (B, 10, 6), drawn on all cores.
@@ -587,12 +588,16 @@ class Pipeline:
     def _frames(
         self, portrait: Portrait, motion: GrowingMotion, size: int | None, mesh: np.ndarray | None
     ) -> Generator[np.ndarray, None, None]:
+        height, width = portrait.picture.shape[:2]
+        pixels = height * width if size is None else size * size
+        count = BATCH if pixels < LARGE else 1
+
         def drawn(start: int) -> np.ndarray:
-            times = slice(start, start + BATCH)
+            times = slice(start, start + count)
             part = motion[times]  # made here, as PyTorch's idle threads would be in the others' way
             return self.draw_here(portrait, part, size, None if mesh is None else mesh[times])
 
-        for frames in self.cores.map(drawn, range(0, len(motion), BATCH)):
+        for frames in self.cores.map(drawn, range(0, len(motion), count)):
             yield from frames
 
 
@@ -605,7 +610,7 @@ def check_options(
     expression: float = 1.0,
     smooth: float = 0.0,
     seed: int = 0,
-    size: int = SIZE,
+    size: int = DRAWN,
 ) -> None:
     """Raise InputError for a value that `Pipeline.animate` does not take."""
     ranges = {

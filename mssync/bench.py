@@ -229,8 +229,8 @@ def _drawing(pipeline: Pipeline, bench: Bench, count: int) -> Callable[[], int]:
     face = crop(bench.picture, bench.portrait.box, 256)
     pose = pipeline._keypoints(face[None])
     shaken = pose + 0.01 * np.random.default_rng(0).standard_normal((count, *pose.shape[1:])).astype(np.float32)
-    state = pipeline._prepare(face[None], pose)
-    portrait = Portrait(face, Box(0, 0, 256), pose[0], state, (256, 256))
+    box, unknown = Box(0, 0, 256), np.zeros((478, 3), np.float32)  # landmarks, which keypoint models do not need
+    portrait = Portrait(face, box, pose[0], pipeline.prepared(face, box, unknown, pose), (256, 256))
     return _drawn(pipeline, portrait, shaken)
 
 

@@ -13,12 +13,11 @@ import av
 import numpy as np
 import torch
 
-from mssync.animate import Pipeline, Portrait, check_options
+from mssync.animate import DRAWN, Pipeline, Portrait, check_options
 from mssync.audio import SAMPLE_RATE, FeatureStream
 from mssync.errors import InputError
 from mssync.inputs import MAX_CHANNELS, Array, Picture, array_of, checked_rate, samples_of, type_name
 from mssync.motion import KEYPOINTS, VALUES, control, idle
-from mssync.reenact import SIZE
 from mssync.video import FPS
 
 
@@ -50,7 +49,7 @@ class StreamingAnimator:
         head_motion: float = 1.0,
         expression: float = 1.0,
         seed: int = 0,
-        size: int = SIZE,
+        size: int = DRAWN,
     ) -> None:
         check_options(head_motion=head_motion, expression=expression, seed=seed, size=size)
         self._resampled = Resampler(sample_rate)

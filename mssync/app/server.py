@@ -30,6 +30,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from mssync.animate import DRAWN
 from mssync.app.engine import Engine, Speaker, jpeg
 from mssync.app.guard import LOCAL, allowed
 from mssync.app.limits import MAX_PICTURE_BYTES, in_words, with_picture
@@ -37,7 +38,6 @@ from mssync.app.visitors import address as address_of
 from mssync.audio import SAMPLE_RATE
 from mssync.errors import InputError, PathLike
 from mssync.faces import crop
-from mssync.reenact import SIZE
 from mssync.stream import StreamingAnimator
 from mssync.video import FPS
 
@@ -148,7 +148,7 @@ class _Live:
             return JSONResponse({"error": "wrong token"}, 403)
         if self.portrait is None:
             return JSONResponse({"error": "this server has no portrait of its own"}, 404)
-        shown = crop(self.portrait.picture, self.portrait.box, SIZE)
+        shown = crop(self.portrait.picture, self.portrait.box, DRAWN)
         return Response(jpeg(shown), media_type="image/jpeg", headers={"Cache-Control": "no-store"})
 
     async def session(self, socket: WebSocket) -> None:
@@ -247,7 +247,7 @@ class _Live:
         return await asyncio.wrap_future(
             self.engine.call(
                 lambda: StreamingAnimator(
-                    self.pipeline, portrait, sample_rate=SAMPLE_RATE, seed=seed, size=SIZE, **factors
+                    self.pipeline, portrait, sample_rate=SAMPLE_RATE, seed=seed, size=DRAWN, **factors
                 )
             )
         )

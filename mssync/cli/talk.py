@@ -41,7 +41,7 @@ MotionOutput = Annotated[
 ]
 
 SizeOption = Annotated[
-    int, typer.Option(metavar="N", help="Width and height of the video in pixels: even, 64 to 1024.")
+    int, typer.Option(metavar="N", help="Width and height of the video in pixels: even, 64 to 2160.")
 ]
 
 PasteOption = Annotated[
@@ -98,7 +98,7 @@ def animate(
     ] = 1.0,
     smooth: Annotated[float, typer.Option(metavar="F", help="Smooth the motion over F frames: 0 (off) to 25.")] = 0.0,
     seed: Annotated[int, typer.Option(metavar="N", help="Of turns of the head and blinks: another take.")] = 0,
-    size: SizeOption = 256,
+    size: SizeOption = 512,
     paste_back: PasteOption = False,
     model: ModelOption = "compact",
     device: DeviceOption = "cpu",
@@ -141,7 +141,7 @@ def reenact(
     best_frame: Annotated[
         bool, typer.Option(help="Count changes from the frame most like the picture, not from the first.")
     ] = True,
-    size: SizeOption = 256,
+    size: SizeOption = 512,
     paste_back: PasteOption = False,
     model: ModelOption = "compact",
     device: DeviceOption = "cpu",
@@ -203,7 +203,7 @@ def render(
     audio: Annotated[
         Path | None, typer.Option(metavar="AUDIO", help="Sound for the video.", show_default=False)
     ] = None,
-    size: SizeOption = 256,
+    size: SizeOption = 512,
     paste_back: PasteOption = False,
     model: ModelOption = "compact",
     device: DeviceOption = "cpu",

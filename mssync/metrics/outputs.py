@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from mssync.audio import SAMPLE_RATE, SAMPLES_PER_VIDEO
@@ -44,7 +45,7 @@ def write_outputs(
         real = (clip.frame(t) for t in range(start, stop))
         write_video(folder / REFERENCE / f"{clip.entry.name}.mp4", real, waveform, generated=False)
         portrait, seed = clip_portrait(pipeline, clip, start), own_seed(clip.entry.name)
-        talking = pipeline.animate(portrait, waveform, sample_rate=SAMPLE_RATE, seed=seed)
+        talking = pipeline.animate(portrait, waveform, sample_rate=SAMPLE_RATE, seed=seed, size=SIZE)
         talking.save(folder / name / f"{clip.entry.name}.mp4")
 
 
@@ -55,6 +56,8 @@ def clip_portrait(pipeline: Pipeline, clip: Clip, t: int) -> Portrait:
 
     frame = read_frames(clip, [t])
     picture = to_tensor(frame).to(pipeline.device)
-    motion = keypoints(pipeline.reenactor, picture, clip.landmarks[[t]])
-    state = pipeline.reenactor.prepare(picture, motion)
-    return Portrait(frame[0], Box(0, 0, SIZE), motion[0].cpu().numpy(), state, (SIZE, SIZE))
+    motion = keypoints(pipeline.reenactor, picture, clip.landmarks[[t]]).cpu().numpy()
+    box, mesh = Box(0, 0, SIZE), clip.landmarks[t]
+    landmarks = (mesh + np.array([1, 1, 0], np.float32)) * (SIZE / 2)
+    state = pipeline.prepared(frame[0], box, landmarks, motion)
+    return Portrait(frame[0], box, motion[0], state, (SIZE, SIZE), mesh[:, :2])

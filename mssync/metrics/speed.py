@@ -60,7 +60,7 @@ def frames_per_second(pipelines: Mapping[str, Pipeline], clip: Clip) -> dict[str
     prepared = {name: (pipeline, *_prepared(pipeline, frames, landmarks)) for name, pipeline in pipelines.items()}
 
     def drawing(pipeline: Pipeline, portrait: Portrait, motion: np.ndarray) -> Callable[[], int]:
-        return lambda: sum(1 for _ in pipeline.render(portrait, motion))
+        return lambda: sum(1 for _ in pipeline.render(portrait, motion, size=SIZE))
 
     seconds = in_turns({name: drawing(*what) for name, what in prepared.items()})
     return {name: 1 / each for name, each in seconds.items()}

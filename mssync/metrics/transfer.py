@@ -96,7 +96,9 @@ def transfer(
         sheet = [_row(np.zeros_like(driving[0]), clip.entry.name, driving)]
         for path, portrait in zip(portraits, prepared, strict=True):
             start = best_start(motion, portrait.pose)
-            frames = np.stack(list(pipeline.render(portrait, relative(motion, motion[start], portrait.pose))))
+            frames = np.stack(
+                list(pipeline.render(portrait, relative(motion, motion[start], portrait.pose), size=SIZE))
+            )
             figures = followed(landmarks[times], frames, pipeline.face_mesh)
             rows.append(TransferFigures(portrait=path.stem, clip=clip.entry.name, **figures))
             sheet.append(_row(crop(portrait.picture, portrait.box, SIZE), path.stem, frames))
