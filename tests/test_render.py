@@ -200,7 +200,9 @@ def test_a_face_that_does_not_move_is_the_picture(renderer):
         for organ in at.organs:
             rows, columns = organ.reach(organ.window(organ.turned(at.mesh[..., :2])), at.height, at.width)
             near[rows, columns] = True
-        assert (drawn - real).abs().amax(0)[~near].max() < 0.01
+        error = (drawn - real).abs().amax(0)[~near]
+        assert error.max() < 0.05
+        assert error.mean() < 0.005
 
 
 @torch.inference_mode()
