@@ -195,7 +195,7 @@ def test_a_face_that_does_not_move_is_the_picture(renderer):
     for size in (None, 200, 120):
         at = scene.view(size)
         drawn = renderer.draw_mesh(scene, scene.mesh[None, :, :2], size)[0]
-        real = _cut(scene.picture, (0.0, 0.0), (size or 200) / 200, at.height, at.width, 0)[0].clamp(0, 1)
+        real = _cut(scene.picture, (0.0, 0.0), (size or 200) / 200, at.height, at.width, 0, "border")[0].clamp(0, 1)
         near = torch.zeros(at.height, at.width, dtype=torch.bool)
         for organ in at.organs:
             rows, columns = organ.reach(organ.window(organ.turned(at.mesh[..., :2])), at.height, at.width)

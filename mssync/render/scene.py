@@ -115,9 +115,11 @@ class View:
         self.organs = [OrganInView(kind, mirrored, self, scene) for kind, mirrored in kinds]
 
     def _part(self, scene: Scene) -> None:
-        layers = torch.cat([scene.picture, scene.matte], 1)
-        canvas = _cut(layers, self.origin, self.scale, self.height, self.width, self.pad).clamp(0, 1)
-        own, plate = parted(canvas[:, :3], canvas[:, 3:])
+        # Outside of the picture colours are mirrored, but what is person at its border goes on straight.
+        parts = ((scene.picture, "reflection"), (scene.matte, "border"))
+        place = (self.origin, self.scale, self.height, self.width, self.pad)
+        picture, matte = (_cut(layer, *place, outside).clamp(0, 1) for layer, outside in parts)
+        own, plate = parted(picture, matte)
         self.own = doubled(own) if self.height * self.width <= DOUBLED else own
         inner = [slice(self.pad, self.pad + side) for side in (self.height, self.width)]
         self.plate = plate[..., inner[0], inner[1]].contiguous()
@@ -222,17 +224,18 @@ def doubled(x: Tensor) -> Tensor:
     return x
 
 
-def _cut(layers: Tensor, origin: tuple[float, ...], scale: float, height: int, width: int, pad: int) -> Tensor:
-    """A part of a picture with `pad` pixels around, at a scale; outside it is mirrored."""
-    shrunk = (1.0, 1.0)
+def _cut(
+    layer: Tensor, origin: tuple[float, ...], scale: float, height: int, width: int, pad: int, outside: str
+) -> Tensor:
+    """A part of a picture with `pad` pixels around, at a scale; outside: as grid_sample's padding_mode."""
+    full, shrunk = layer.shape[-2:], (1.0, 1.0)
     if scale < 0.75:  # area averaging first
-        full = layers.shape[-2:]
         small = [max(1, round(side * scale)) for side in full]
         shrunk = (small[1] / full[1], small[0] / full[0])
-        layers = F.interpolate(layers, size=small, mode="bicubic", antialias=True)
-    elif scale == 1.0 and origin == (0.0, 0.0):
-        return F.pad(layers, (pad,) * 4, mode="reflect")
+        layer = F.interpolate(layer, size=small, mode="bicubic", antialias=True)
+    elif scale == 1.0 and origin == (0.0, 0.0) and not pad:
+        return layer
     x = ((torch.arange(-pad, width + pad) + 0.5) / scale + origin[0]) * shrunk[0]
     y = ((torch.arange(-pad, height + pad) + 0.5) / scale + origin[1]) * shrunk[1]
-    at = torch.stack(torch.meshgrid(x * (2 / layers.shape[-1]) - 1, y * (2 / layers.shape[-2]) - 1, indexing="xy"), -1)
-    return F.grid_sample(layers, at[None], mode="bicubic", padding_mode="reflection", align_corners=False)
+    at = torch.stack(torch.meshgrid(x * (2 / layer.shape[-1]) - 1, y * (2 / layer.shape[-2]) - 1, indexing="xy"), -1)
+    return F.grid_sample(layer, at[None], mode="bicubic", padding_mode=outside, align_corners=False)
