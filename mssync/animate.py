@@ -487,7 +487,7 @@ class Pipeline:
         seen: list[list[np.ndarray]] = [[] for _ in found[0]]
         for batch in _batches(crops(_told(reader, count, progress, 1, 2), found[0], SIZE), BATCH):
             numbers, images, landmarks = zip(*batch, strict=True)
-            poses = self._keypoints(np.stack(images), np.stack(landmarks))
+            poses = self.keypoints(np.stack(images), np.stack(landmarks))
             for number, pose in zip(numbers, poses, strict=True):
                 seen[number].append(pose)
         return found, [np.stack(poses) for poses in seen]
@@ -507,7 +507,7 @@ class Pipeline:
         height, width = picture.shape[:2]
         box = crop_box([found], width, height)
         face, mesh = crop(picture, box, SIZE)[None], in_crop(found.landmarks, box)
-        pose = self._keypoints(face, mesh[None])
+        pose = self.keypoints(face, mesh[None])
         small = reduced(picture, MAX_PICTURE)
         scale = small.shape[1] / width
         small_box = Box(box.x0 * scale, box.y0 * scale, box.side * scale)
@@ -530,7 +530,8 @@ class Pipeline:
             made += len(motion)
 
     @torch.inference_mode()
-    def _keypoints(self, images: np.ndarray, landmarks: np.ndarray | None = None) -> np.ndarray:
+    def keypoints(self, images: np.ndarray, landmarks: np.ndarray | None = None) -> np.ndarray:
+        """Motion (B, 10, 6) of faces (B, 256, 256, 3) uint8; landmarks (B, 478, 3) in [-1, 1], where they are known."""
         points = None if landmarks is None else torch.from_numpy(landmarks).to(self.device)
         return self.reenactor.keypoints(_to_tensor(images, self.device), points).cpu().numpy()
 

@@ -227,7 +227,7 @@ def _drawing(pipeline: Pipeline, bench: Bench, count: int) -> Callable[[], int]:
     from mssync.faces import Box, crop
 
     face = crop(bench.picture, bench.portrait.box, 256)
-    pose = pipeline._keypoints(face[None])
+    pose = pipeline.keypoints(face[None])
     shaken = pose + 0.01 * np.random.default_rng(0).standard_normal((count, *pose.shape[1:])).astype(np.float32)
     box, unknown = Box(0, 0, 256), np.zeros((478, 3), np.float32)  # landmarks, which keypoint models do not need
     portrait = Portrait(face, box, pose[0], pipeline.prepared(face, box, unknown, pose), (256, 256))

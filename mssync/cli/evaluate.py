@@ -15,6 +15,7 @@ from mssync.cli.common import (
     check_prepared,
     eval_app,
     need,
+    stderr_console,
     write_csv,
     write_json,
 )
@@ -69,6 +70,56 @@ def eval_reenactor(
     if json_file is not None:
         write_json(json_file, as_json(reports, split=split))
     Console().print(table(reports, f"{split}: {len(clips)} clips, 95 % intervals over clips"))
+
+
+@eval_app.command("picture")
+def eval_picture(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(metavar="SOURCE…", help="Videos: a folder, or a manifest.csv (see docs/training.md)."),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Contact sheets and figures.csv.")],
+    split: SplitOption = "val",
+    people: Annotated[int, typer.Option(metavar="N", min=1, help="At most so many people, one clip of each.")] = 30,
+    model: ModelOption = "compact",
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE.json", help="The table, for machines.")
+    ] = None,
+) -> None:
+    """Draw people's clips from their first frame under their own motion; measure and show the pictures.
+
+    Error over that of copying the portrait, sharpness, tint, steadiness of teeth, flicker, identity, and whether mouth,
+    lids and gaze follow; all beside what the real frames have.
+    """
+    check_files([], [(json_file, ".json")])
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.progress import track
+    from rich.table import Table
+
+    from mssync.animate import load
+    from mssync.data.readers import read_jobs
+    from mssync.metrics import picture
+
+    jobs = {job.identity: job for job in read_jobs(sources, None, 0.0, 0.0)[0] if job.split == split}
+    if not jobs:
+        raise InputError(f"no videos of the split {split!r}; give --split train, val or test")
+    output.mkdir(parents=True, exist_ok=True)
+    pipeline = load(model)
+    rows = [
+        row
+        for job in track(list(jobs.values())[:people], "pictures", console=stderr_console())
+        if (row := picture.measured(job, pipeline, output)) is not None
+    ]
+    write_csv(output / "figures.csv", [asdict(row) for row in rows])
+    found = picture.summary(rows)
+    if json_file is not None:
+        write_json(json_file, {name: asdict(value) for name, value in found.items()})
+    table = Table("figure", "value", "95 % interval", "people", title=f"{split}: sheets in {output}")
+    for name, e in found.items():
+        table.add_row(name, f"{e.value:.3f}", f"{e.low:.3f} to {e.high:.3f}", str(e.clips))
+    Console().print(table)
 
 
 @eval_app.command("animation")
@@ -252,7 +303,6 @@ def eval_drift(
     from mssync.animate import load
     from mssync.audio import SAMPLE_RATE, features, load_audio
     from mssync.metrics import synchrony
-    from mssync.reenact.compact import CompactReenactor
     from mssync.syncer import SyncerPyramid
 
     talker = load(model)
@@ -260,9 +310,7 @@ def eval_drift(
     motion = torch.from_numpy(np.stack(list(talker.animate(image, sound, sample_rate=SAMPLE_RATE).motion))).flatten(1)
     heard = features(torch.from_numpy(sound), n_video_frames=len(motion))
     judges = SyncerPyramid.load()
-    rows = [
-        asdict(row) for row in synchrony.minutes(judges, motion, heard, isinstance(talker.reenactor, CompactReenactor))
-    ]
+    rows = [asdict(row) for row in synchrony.minutes(judges, motion, heard, talker.reenactor.needs_landmarks)]
     for row in rows:
         row |= {f"confidence_{200 * 2**n}": value for n, value in enumerate(row.pop("confidences"))}
         row |= {f"head_{name}": value for name, value in (row.pop("head") or {}).items()}
