@@ -12,17 +12,19 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib import pyplot as plt
+from PIL import Image
 from skimage.data import astronaut
 
 import mssync
-from mssync.animate import Pipeline
+from mssync.animate import DRAWN, Pipeline
 from mssync.audio import SAMPLE_RATE, features, load_audio
 from mssync.cli.common import DEMO_SPEECH
-from mssync.faces import crop
+from mssync.faces import INNER_LIPS, LEFT_EYE_LIDS, crop
 from mssync.motion import KEYPOINTS, VALUES
 from mssync.pyramid import LEVELS, pyramid
 from mssync.reenact import SIZE
 from mssync.reenact.mesh import ANCHORS
+from mssync.reenact.surface import Surface
 from mssync.syncer import SyncerPyramid
 from mssync.video import FPS
 
@@ -43,9 +45,29 @@ def main() -> None:
     waveform = load_audio(DEMO_SPEECH)
     motion, masks = speak(talker, waveform)
     audio = features(torch.from_numpy(waveform), n_video_frames=len(motion))
+    draw_demo(talker)
     draw_pyramid(motion, audio)
     draw_syncers(motion, audio)
     draw_masks(talker, masks, waveform)
+
+
+def draw_demo(talker: Pipeline) -> None:
+    """Frames of the demo at 512 pixels: the portrait as it is, widest mouth, closed eyes, lips together; the head left,
+    right and down, and the last frame."""
+    portrait = talker.portrait(astronaut())
+    motion = talker.animate(portrait, DEMO_SPEECH).motion
+    with torch.no_grad():
+        mesh = Surface()(torch.from_numpy(motion)).numpy()
+    mouth, eyes = (np.linalg.norm(mesh[:, a] - mesh[:, b], axis=1) for a, b in (INNER_LIPS, LEFT_EYE_LIDS))
+    x, y = mesh[:, 168].T
+    later = FPS // 2  # frames after which lips that rest at the beginning do not count
+    times = [
+        0, mouth.argmax(), eyes.argmin(), later + mouth[later:-later].argmin(),
+        x.argmin(), x.argmax(), y.argmax(), len(motion) - 1,
+    ]  # fmt: skip
+    frames = [talker.draw(portrait, motion[t : t + 1], DRAWN)[0] for t in times]
+    picture = np.vstack([np.hstack(frames[:4]), np.hstack(frames[4:])])
+    Image.fromarray(picture).save(FOLDER.parent / "demo.jpg", quality=88)
 
 
 @torch.inference_mode()

@@ -65,7 +65,7 @@ def test_animate(tools, picture, make_sound, tmp_path):
         return next(iter(VideoReader(answer["video"])))
 
     plain, drawn, badged = made(), made(motion=True), made(badge=True)
-    assert plain.shape == (256, 256, 3)
+    assert plain.shape == (512, 512, 3)
     assert np.abs(plain.astype(int) - drawn).mean() > np.abs(plain.astype(int) - badged).mean() > 0.1
     assert made(paste_back=True, motion=True).shape == (302, 400, 3)
     assert told_so[0] == (0, 0, "listening")

@@ -17,6 +17,7 @@ RIGID = (
 )
 # fmt: on
 NEAR_ZERO = 1e-9
+TRIES, RESIDUAL = 3, 1e-6  # of solving, and what may be left, in the unit of the values
 AT_ONCE = 1024  # places at which a spline is evaluated in one go: what that takes stays in the processor's cache
 MEETING = (0.3, 0.6)  # shares of their distance at which two points' deeper one stops to count, and counts in full
 
@@ -42,7 +43,9 @@ def thin_plate(at: Tensor, values: Tensor, where: Tensor, stiffness: float | Ten
     top = torch.cat([bent(exact, exact) + torch.diag_embed(stiff), affine], -1)
     bottom = torch.cat([affine.transpose(1, 2), exact.new_zeros(batch, 3, 3)], -1)
     wanted = torch.cat([values.double(), exact.new_zeros(batch, 3, values.shape[-1])], 1)
-    weights = torch.linalg.solve(torch.cat([top, bottom], 1), wanted).to(at.dtype)
+    weights = torch.stack([solved(*pair) for pair in zip(torch.cat([top, bottom], 1), wanted, strict=True)]).to(
+        at.dtype
+    )
     spline, plane = weights[:, :count], weights[:, count:]
     found = [
         bent(part.expand(1, -1, -1), at[b : b + 1]) @ spline[b : b + 1] + plane[b, :1] + part @ plane[b, 1:]
@@ -50,6 +53,24 @@ def thin_plate(at: Tensor, values: Tensor, where: Tensor, stiffness: float | Ten
         for part in where.split(AT_ONCE)
     ]
     return torch.cat(found, 1).view(batch, len(where), -1)
+
+
+def solved(matrix: Tensor, wanted: Tensor) -> Tensor:
+    """x of matrix @ x = wanted, (n, n) and (n, c) float64, looked at.
+
+    One by one: of some ten thousand batches, MKL's LU gave one back with pivots of 0 while its threads were busy.
+    Raises RuntimeError where TRIES do not find it.
+    """
+    for turn in range(TRIES):
+        try:
+            found = torch.linalg.solve(matrix, wanted)
+        except RuntimeError:
+            if turn == TRIES - 1:
+                raise
+            continue
+        if (matrix @ found - wanted).abs().max() < RESIDUAL:
+            return found
+    raise RuntimeError("the equations of a spline cannot be solved")
 
 
 def view_solver(source: Tensor) -> Tensor:
