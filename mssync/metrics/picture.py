@@ -40,6 +40,7 @@ NAN = float("nan")
 COMPARED = 256  # pixels at which errors are counted, as earlier ones were
 SHARP = ("face", "mouth", "hair")  # regions whose sharpness is told
 GREYS = 255
+WITHOUT_IDENTITY = 'For identity: pip install "mssync[identity]"'
 
 
 class Judges:
@@ -89,9 +90,13 @@ class Figures:
     identity: float
     identity_real: float
     r_mouth: float
+    r_mouth_real: float
     r_lids: float
+    r_lids_real: float
     r_gaze: float
+    r_gaze_real: float
     found: float
+    found_real: float
 
 
 class Yardstick:
@@ -112,7 +117,7 @@ class Yardstick:
         clip = self.clip
         if drawn.shape != clip.real.shape:
             raise ValueError(f"frames {clip.real.shape} are expected, not {drawn.shape}")
-        found = followed(clip.landmarks[self.times], drawn[self.times], self.judges.mesh)
+        found = self._followed(drawn) | self._real_followed
         for name, error in self._errors(drawn).items():
             found |= {f"l1_{name}": error, f"l1_{name}_copy": self._of_copying[name]}
         for name, energy in self._energies(drawn).items():
@@ -132,6 +137,13 @@ class Yardstick:
     @cached_property
     def _real_steady(self) -> dict[str, float]:
         return self._steady(self.clip.real)
+
+    @cached_property
+    def _real_followed(self) -> dict[str, float]:
+        return {f"{name}_real": value for name, value in self._followed(self.clip.real).items()}
+
+    def _followed(self, drawn: np.ndarray) -> dict[str, float]:
+        return followed(self.clip.landmarks[self.times], drawn[self.times], self.judges.mesh)
 
     def _errors(self, drawn: np.ndarray) -> dict[str, float]:
         """Mean absolute error of each region."""
@@ -242,10 +254,10 @@ LINES: dict[str, dict[str, tuple[str, str]]] = {  # section: title: figure, that
         "identity, cosine ↑": ("identity", "identity_real"),
     },
     "Output follows, r ↑": {
-        "mouth opening": ("r_mouth", ""),
-        "lids": ("r_lids", ""),
-        "gaze": ("r_gaze", ""),
-        "share of frames with a face": ("found", ""),
+        "mouth opening": ("r_mouth", "r_mouth_real"),
+        "lids": ("r_lids", "r_lids_real"),
+        "gaze": ("r_gaze", "r_gaze_real"),
+        "share of frames with a face": ("found", "found_real"),
     },
 }
 
@@ -256,11 +268,12 @@ def table(results: dict[str, list[Figures]], title: str) -> Table:
 
     found = {model: summary(rows) for model, rows in results.items()}
     first = next(iter(found.values()))
-    shown = Table("figure", "people", "real", *found, title=title, title_justify="left")
+    caption = None if available() else WITHOUT_IDENTITY
+    shown = Table("figure", "people", "real", *found, title=title, title_justify="left", caption=caption)
     for section, lines in LINES.items():
         shown.add_row(f"[bold]{section}[/bold]")
         for name, (figure, real) in lines.items():
-            beside = f"{first[real].value:.3f}" if real else ""
+            beside = f"{first[real].value:.3f}" if real and first[real].clips else ""
             shown.add_row(name, str(first[figure].clips), beside, *(_cell(found[m][figure]) for m in found))
         shown.add_section()
     return shown
