@@ -27,7 +27,7 @@ MIN_AREA_RATIO = 0.1  # no head shrinks to less than this between frames: such a
 MAX_FILE = 1 << 30  # bytes that a motion file may unpack to: two days of motion
 UNNAMED = "unnamed"  # the space of a reenactor that no training or conversion has named
 # Models and prepared folders of version 0.1 name spaces by a digest of the detector's weights.
-EARLIER_NAMES = {"b65da1a07cdabc5f": "compact-1"}
+EARLIER_NAMES = {"b65da1a07cdabc5f": "compact-1", "compact": "compact-1"}  # the latter in motion files
 KERNEL_RADIUS = 3.0  # a Gaussian kernel reaches this many standard deviations
 
 
@@ -275,7 +275,7 @@ def load_motion(path: PathLike) -> MotionFile:
     check_motion(motion, str(path))
     if fps != FPS:
         raise InputError(f"{path}: {fps} frames a second; motion has {FPS}")
-    return MotionFile(motion.astype(np.float32), space, (height, width))
+    return MotionFile(motion.astype(np.float32), space_name(space), (height, width))
 
 
 def check_motion(motion: np.ndarray, name: str) -> None:

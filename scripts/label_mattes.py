@@ -17,7 +17,7 @@ import onnxruntime
 from PIL import Image
 
 SIDE, STORED = 1024, 512
-THREADS = 1  # beside a training
+THREADS = 2
 A_CLIP = 1  # frames of a clip that are labelled
 
 

@@ -36,7 +36,7 @@ def test_frames_are_as_many_as_the_sound_is_long(talker, picture, seconds) -> No
     frames = talker.animate(picture, speech(seconds), sample_rate=16000)
     made = list(frames)
     assert len(frames) == len(made) == len(frames.motion) == round(25 * seconds)
-    assert all(f.shape == (256, 256, 3) and f.dtype == np.uint8 for f in made)
+    assert all(f.shape == (512, 512, 3) and f.dtype == np.uint8 for f in made)
     assert max(talker.reenactor.batches) <= A.BATCH
 
 
@@ -83,10 +83,10 @@ def test_paste_back_keeps_the_picture(talker, picture) -> None:
 def test_huge_pictures_are_pasted_into_small_videos(talker) -> None:
     huge = np.full((900, 4000, 3), 90, np.uint8)
     portrait = talker.portrait(huge)
-    assert portrait.picture.shape == (432, 1920, 3)
+    assert portrait.picture.shape == (486, 2160, 3)
     assert portrait.size == (900, 4000)
     box = talker.portrait(huge).box
-    assert box.x0 + box.side / 2 == pytest.approx(960, abs=20)  # the face is in the middle
+    assert box.x0 + box.side / 2 == pytest.approx(1080, abs=22)  # the face is in the middle
 
 
 def test_a_portrait_is_prepared_once(talker, picture) -> None:
@@ -132,7 +132,7 @@ def test_another_seed_turns_the_head_elsewhere() -> None:
         {"seed": -1},
         {"size": 62},
         {"size": 129},
-        {"size": 1026},
+        {"size": 2162},
         {"size": 128.5},
         {"seed": "7"},
         {"head_motion": None},
@@ -234,7 +234,7 @@ def test_the_shipped_model_speaks() -> None:
         warnings.simplefilter("error")
         frames = talker.animate(data.astronaut(), speech(1), sample_rate=16000)
     made = np.stack(list(frames))
-    assert made.shape == (25, 256, 256, 3)
+    assert made.shape == (25, 512, 512, 3)
     assert np.isfinite(frames.motion).all()
     assert made.std() > 20  # a picture, not a grey field
 

@@ -93,7 +93,7 @@ def test_animate_writes_video_and_motion(run, files) -> None:
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
     info = probe("out.mp4")
-    assert (info.frames, info.width, info.sample_rate, info.generated) == (25, 256, 16000, True)
+    assert (info.frames, info.width, info.sample_rate, info.generated) == (25, 512, 16000, True)
     assert len(load_motion("m.npz").motion) == 25
     result = run("render", face, "m.npz", "-o", "again.mp4", "--audio", audio)
     assert result.exit_code == 0, result.output

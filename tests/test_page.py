@@ -213,7 +213,7 @@ def test_live_is_there(page):
     assert abs(inside["height"] - outside["height"]) < 2  # nothing of it is cut off, nothing empty is below it
 
 
-DRAWN = "c => new Set(c.getContext('2d').getImageData(0, 0, 256, 256).data).size"
+DRAWN = "c => new Set(c.getContext('2d').getImageData(0, 0, 512, 512).data).size"
 
 
 @pytest.fixture(scope="module")

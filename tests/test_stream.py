@@ -170,7 +170,7 @@ def test_frames_come_after_the_lookahead(talker, picture):
         frames = animator.push(waveform[640 * t : 640 * (t + 1)])
         made += len(frames)
         assert t + 1 - 4 <= made <= t + 1
-        assert all(frame.shape == (256, 256, 3) and frame.dtype == np.uint8 for frame in frames)
+        assert all(frame.shape == (512, 512, 3) and frame.dtype == np.uint8 for frame in frames)
     assert made + len(animator.flush()) == animator.made == 50
 
 

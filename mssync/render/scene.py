@@ -115,11 +115,11 @@ class View:
         self.organs = [OrganInView(kind, mirrored, self, scene) for kind, mirrored in kinds]
 
     def _part(self, scene: Scene) -> None:
-        # Outside of the picture colours are mirrored, but what is person at its border goes on straight.
-        parts = ((scene.picture, "reflection"), (scene.matte, "border"))
+        # Outside of the picture what is at its border goes on straight; a person's colours are mirrored there.
+        parts = ((scene.picture, "reflection"), (scene.picture, "border"), (scene.matte, "border"))
         place = (self.origin, self.scale, self.height, self.width, self.pad)
-        picture, matte = (_cut(layer, *place, outside).clamp(0, 1) for layer, outside in parts)
-        own, plate = parted(picture, matte)
+        mirrored, straight, matte = (_cut(layer, *place, outside).clamp(0, 1) for layer, outside in parts)
+        own, plate = parted(torch.lerp(straight, mirrored, matte), matte)
         self.own = doubled(own) if self.height * self.width <= DOUBLED else own
         inner = [slice(self.pad, self.pad + side) for side in (self.height, self.width)]
         self.plate = plate[..., inner[0], inner[1]].contiguous()
