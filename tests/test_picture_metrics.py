@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from mssync.cli import app
 from mssync.data.readers import Job
 from mssync.errors import InputError
 from mssync.faces import Face, FaceMesh
@@ -308,3 +311,17 @@ def test_nothing_to_measure(make_video, tmp_path: Path) -> None:
     path = make_video("grey.mp4", [np.full((64, 64, 3), 90, np.uint8)] * 12, [k / 25 for k in range(12)])
     with pytest.warns(UserWarning, match="no face"), pytest.raises(InputError, match="none of the videos"):
         picture.measure({"copy": None}, [Job(path, "key", "val", "x", "y")], tmp_path, 128, 9)
+
+
+@pytest.mark.slow
+def test_the_command_writes_a_table_rows_and_a_summary(film, tmp_path: Path) -> None:
+    """Of copying, which needs no model."""
+    film(tmp_path / "film.mp4", seconds=0.6)
+    words = ["eval", "picture", tmp_path / "film.mp4", "-o", tmp_path / "out", "--model", "copy", "--frames", 9]
+    result = CliRunner().invoke(app, [str(word) for word in [*words, "--size", 128]])
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert "Sharpness" in result.stdout
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["figures.csv", "film.png", "summary.json"]
+    assert len((tmp_path / "out" / "figures.csv").read_text(encoding="utf-8").splitlines()) == 2
+    found = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
+    assert found["models"]["copy"]["l1_face_ratio"]["value"] == pytest.approx(1)

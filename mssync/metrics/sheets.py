@@ -55,7 +55,7 @@ def sheet(rows: dict[str, np.ndarray]) -> np.ndarray:
     image = Image.fromarray(np.vstack([np.hstack(list(pictures)) for pictures in rows.values()]))
     pen, font = ImageDraw.Draw(image), ImageFont.load_default(max(8, round(LETTERS * size)))
     titles = [(k * size, 0, title) for k, title in enumerate(MOMENTS)]
-    titles += [(0, (row + 1) * size - round(1.5 * LETTERS * size), name) for row, name in enumerate(rows)]
+    titles += [(0, (row + 1) * size - round(2 * LETTERS * size), name) for row, name in enumerate(rows)]
     for x, y, title in titles:
         pen.rectangle(pen.textbbox((x + 2, y + 1), title, font), fill="black")
         pen.text((x + 2, y + 1), title, "white", font)
