@@ -90,7 +90,7 @@ def eval_picture(
         list[str] | None,
         typer.Option(
             metavar="NAME|PATH",
-            help="As for `animate`, or copy: the portrait unmoved. Give several to compare them; compact, unless given.",
+            help="As for `animate`, or copy: the portrait unmoved. Give several to compare them; compact unless given.",
             show_default=False,
         ),
     ] = None,
