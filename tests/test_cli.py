@@ -196,6 +196,10 @@ MISTAKES = {
     "extracting from no prepared folder": (["extract", "no"], "preprocess"),
     "sheets without portraits": (["eval", "reenactor", "--data", "IN", "--sheets", "s"], "--portraits"),
     "measuring without data": (["eval", "reenactor", "--data", "no"], "preprocess"),
+    "pictures of no video": (["eval", "picture", "no", "-o", "o"], "no does not exist"),
+    "pictures of small videos": (["eval", "picture", "IN/driving.mp4", "-o", "o", "--min-size", "999"], "999 pixels"),
+    "pictures by an unknown model": (["eval", "picture", "IN/driving.mp4", "-o", "o", "--model", "huge"], "compact"),
+    "portraits that are none": (["eval", "picture", "IN/driving.mp4", "-o", "o", "--portraits", "no.jpg"], "no.jpg"),
     "unknown key": (
         [*TRAIN_SYNCER, "--data", "IN", "--run", "r", "generator.widht=3"],
         "generator.width",

@@ -15,7 +15,6 @@ from mssync.cli.common import (
     check_prepared,
     eval_app,
     need,
-    stderr_console,
     write_csv,
     write_json,
 )
@@ -76,50 +75,68 @@ def eval_reenactor(
 def eval_picture(
     sources: Annotated[
         list[Path],
-        typer.Argument(metavar="SOURCE…", help="Videos: a folder, or a manifest.csv (see docs/training.md)."),
+        typer.Argument(
+            metavar="SOURCE…",
+            help="Videos of one person each: a manifest.csv with the columns file, split, identity, or a folder.",
+            show_default=False,
+        ),
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Contact sheets and figures.csv.")],
-    split: SplitOption = "val",
-    people: Annotated[int, typer.Option(metavar="N", min=1, help="At most so many people, one clip of each.")] = 30,
-    model: ModelOption = "compact",
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE.json", help="The table, for machines.")
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", metavar="DIR", help="Folder for figures and sheets.", show_default=False),
+    ],
+    split: SplitOption = "test",
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME|PATH",
+            help="As for `animate`, or copy: the portrait unmoved. Give several to compare them; compact unless given.",
+            show_default=False,
+        ),
     ] = None,
+    min_size: Annotated[int, typer.Option(metavar="PIXELS", min=0, help="Leave out smaller videos.")] = 0,
+    people: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="At most N people, one video of each; all.", show_default=False),
+    ] = None,
+    size: Annotated[int, typer.Option(metavar="PIXELS", min=128, max=1024, help="Side of the frames.")] = 512,
+    frames: Annotated[int, typer.Option(metavar="N", min=3, help="Frames that are measured of a video.")] = 60,
+    portraits: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="IMAGE|DIR", help="Also show these portraits, twelve of a folder, under others' motion."),
+    ] = None,
+    driving: Annotated[int, typer.Option(metavar="N", min=1, help="Videos that drive --portraits.")] = 1,
 ) -> None:
-    """Draw people's clips from their first frame under their own motion; measure and show the pictures.
+    """Draw people's videos again from their first frame, under their own motion: how good are the pictures?
 
-    Error over that of copying the portrait, sharpness, tint, steadiness of teeth, flicker, identity, and whether mouth,
-    lids and gaze follow; all beside what the real frames have.
+    Measured by region (face, mouth, eyes, hair): the error over that of copying the portrait, and sharpness over the
+    real frames'; tint of the skin, steadiness of teeth, flicker, identity beside those of the real frames; and whether
+    mouth, lids and gaze follow. The folder gets figures.csv (a row a video and model), summary.json (what the table
+    shows) and contact sheets to look at, VIDEO.png and, with --portraits, portraits_VIDEO_MODEL.png.
     """
-    check_files([], [(json_file, ".json")])
+    need("scipy", "eval")
     from dataclasses import asdict
 
     from rich.console import Console
-    from rich.progress import track
-    from rich.table import Table
 
-    from mssync.animate import load
-    from mssync.data.readers import read_jobs
     from mssync.metrics import picture
+    from mssync.metrics.drawers import load_pipelines
+    from mssync.metrics.footage import find_jobs
+    from mssync.metrics.report import without_nan
+    from mssync.metrics.transfer import find_portraits
 
-    jobs = {job.identity: job for job in read_jobs(sources, None, 0.0, 0.0)[0] if job.split == split}
-    if not jobs:
-        raise InputError(f"no videos of the split {split!r}; give --split train, val or test")
+    jobs, pictures = find_jobs(sources, split, min_size, people), find_portraits(portraits or [], most=12)
+    pipelines = load_pipelines(model or ["compact"])
     output.mkdir(parents=True, exist_ok=True)
-    pipeline = load(model)
-    rows = [
-        row
-        for job in track(list(jobs.values())[:people], "pictures", console=stderr_console())
-        if (row := picture.measured(job, pipeline, output)) is not None
-    ]
-    write_csv(output / "figures.csv", [asdict(row) for row in rows])
-    found = picture.summary(rows)
-    if json_file is not None:
-        write_json(json_file, {name: asdict(value) for name, value in found.items()})
-    table = Table("figure", "value", "95 % interval", "people", title=f"{split}: sheets in {output}")
-    for name, e in found.items():
-        table.add_row(name, f"{e.value:.3f}", f"{e.low:.3f} to {e.high:.3f}", str(e.clips))
-    Console().print(table)
+    if pictures:  # first, as a portrait may turn out to have no face
+        picture.show_portraits(pipelines, pictures, jobs, driving, output, size)
+    results = picture.measure(pipelines, jobs, output, size, frames)
+    write_csv(output / "figures.csv", [{"model": m, **asdict(row)} for m, rows in results.items() for row in rows])
+    estimates = {m: {n: asdict(e) for n, e in picture.summary(rows).items()} for m, rows in results.items()}
+    about = {"split": split, "min_size": min_size, "size": size, "frames": frames}
+    write_json(output / "summary.json", {**about, "models": without_nan(estimates)})
+    count = len(next(iter(results.values())))
+    Console().print(picture.table(results, f"{split}: {count} videos, 95 % intervals over people; sheets in {output}"))
 
 
 @eval_app.command("animation")

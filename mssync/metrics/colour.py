@@ -11,7 +11,7 @@ TO_XYZ = np.array(
 
 
 def lab(colours: np.ndarray) -> np.ndarray:
-    """sRGB (..., 3) uint8 -> CIELAB (..., 3) under D65."""
+    """sRGB (..., 3), 0 to 255 -> CIELAB (..., 3) under D65."""
     x = colours.astype(np.float64) / 255
     linear = np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
     xyz = linear @ TO_XYZ.T / WHITE

@@ -166,10 +166,11 @@ def as_json(reports: Sequence[Report], **about: Any) -> dict[str, Any]:
         for report in reports
     }
     machine = {"threads": torch.get_num_threads(), "cores": os.cpu_count()}
-    return {**about, "machine": machine, "models": _without_nan(models)}
+    return {**about, "machine": machine, "models": without_nan(models)}
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """Plain types for JSON, which has no nan: None in its place."""
     if isinstance(value, dict):
-        return {name: _without_nan(inner) for name, inner in value.items()}
+        return {name: without_nan(inner) for name, inner in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp")
-MAX_PORTRAITS = 10  # taken from a folder
+MAX_PORTRAITS = 10  # taken from a folder, unless told otherwise
 SHEET_FRAMES = 8  # columns of a contact sheet, besides the portrait's
 TILE = 144  # pixels, side of a picture on a sheet
 
@@ -46,8 +46,8 @@ class TransferFigures:
     followed: float
 
 
-def find_portraits(paths: Sequence[Path]) -> list[Path]:
-    """The given pictures; of a folder MAX_PORTRAITS of its pictures, spread evenly over their sorted names.
+def find_portraits(paths: Sequence[Path], most: int = MAX_PORTRAITS) -> list[Path]:
+    """The given pictures; of a folder at most `most` of its pictures, spread evenly over their sorted names.
 
     Raises InputError for a picture that is no file and a folder without pictures.
     """
@@ -59,7 +59,7 @@ def find_portraits(paths: Sequence[Path]) -> list[Path]:
         pictures = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGES)
         if not pictures:
             raise InputError(f"{path}: no pictures ({', '.join(IMAGES)}) in this folder")
-        found += spread(pictures, MAX_PORTRAITS)
+        found += spread(pictures, most)
     return found
 
 
