@@ -185,7 +185,7 @@ def test_a_portrait_knows_the_size_of_the_picture_as_it_came(mesh, portrait, tmp
     assert given.picture.shape == (1800, 2160, 3)
     middle = given.box.x0 + given.box.side / 2
     small = talker.portrait(portrait)
-    assert middle / 1920 == pytest.approx((small.box.x0 + small.box.side / 2) / 320, abs=0.02)
+    assert middle / 2160 == pytest.approx((small.box.x0 + small.box.side / 2) / 320, abs=0.02)
 
 
 READ = """

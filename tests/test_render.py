@@ -10,7 +10,7 @@ from mssync.faces import Box, mirrored_landmarks
 from mssync.metrics.frontal import mean_face
 from mssync.render.carry import carried
 from mssync.render.field import RIGID, Hiding, seen, thin_plate, view, view_solver
-from mssync.render.matte import MatteNet
+from mssync.render.matte import MatteNet, closed
 from mssync.render.organs import (
     EYE,
     FACE,
@@ -257,6 +257,15 @@ def test_the_matte_has_the_picture_s_size():
     alpha = net.alpha(picture, face(90), (25.0, 0.0, 90.0))
     assert alpha.shape == (1, 1, 90, 140)
     assert 0 <= alpha.min() <= alpha.max() <= 1
+
+
+def test_gaps_of_a_matte_are_closed():
+    alpha = torch.zeros(1, 1, 40, 40)
+    alpha[..., 5:35, 5:35] = 1
+    alpha[..., 15:19, 15:19] = 0
+    filled = closed(alpha, 3)
+    assert filled[..., 5:35, 5:35].min() == 1
+    assert filled.sum() == 900
 
 
 def test_a_face_window_is_upright_and_of_one_size():

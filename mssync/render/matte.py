@@ -10,6 +10,7 @@ from mssync.render.painter import block
 
 SIZE = 384  # pixels of the square in which a portrait is seen
 WIDTHS = (24, 40, 72, 112, 144)  # channels at 1/2 … 1/32
+HOLES = 8  # pixels of SIZE: half the width of gaps that are filled
 AROUND = 1.15  # of the face's ellipse, in its own size: the hint who is meant
 
 
@@ -60,11 +61,20 @@ class MatteNet(nn.Module):
             source = F.interpolate(picture, size=small, mode="bilinear", antialias=True, align_corners=False)
         part = F.grid_sample(source, places[None], padding_mode="border", align_corners=False)
         points = (landmarks[:, :2] - torch.tensor([x0, y0])) * scale
-        alpha = self(part, face_hint(points[None], SIZE))
+        alpha = closed(self(part, face_hint(points[None], SIZE)), HOLES)
         x = ((torch.arange(width) + 0.5 - x0) / side) * 2 - 1
         y = ((torch.arange(height) + 0.5 - y0) / side) * 2 - 1
         back = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
         return F.grid_sample(alpha, back[None], mode="bicubic", padding_mode="border", align_corners=False).clamp(0, 1)
+
+
+def closed(alpha: Tensor, reach: int) -> Tensor:
+    """Morphological closing: gaps in alpha (B, 1, s, s) narrower than twice `reach` are filled."""
+    window = 2 * reach + 1
+    around = F.pad(alpha, (reach,) * 4, mode="replicate")
+    grown = F.max_pool2d(around, window, 1, reach)
+    shrunk = -F.max_pool2d(-grown, window, 1, reach)
+    return torch.maximum(alpha, shrunk[..., reach:-reach, reach:-reach])
 
 
 def face_hint(points: Tensor, size: int) -> Tensor:

@@ -41,7 +41,8 @@ class Organ:
     upper, lower: points of the opening's edges, from the left corner to the right one; outer: the same of the lips'
     outline, or none; near: further points by which the skin around is warped; centre, depth: of the window in the mean
     face (x, y, z in distances of the outer eye corners); width: half of it in the same unit; size: height and width in
-    pixels; iris: centre and rim, or none.
+    pixels; iris: centre and rim, or none; narrow: widths, in those of the source, at which a turn has hidden the
+    opening, and at which it is still seen in full.
     """
 
     upper: tuple[int, ...]
@@ -53,6 +54,7 @@ class Organ:
     width: float
     size: tuple[int, int]
     iris: tuple[int, ...] = ()
+    narrow: tuple[float, float] = (0.2, 0.3)
 
     @property
     def points(self) -> list[int]:
@@ -71,7 +73,7 @@ EYE = Organ(
     upper=(33, 246, 161, 160, 159, 158, 157, 173, 133),
     lower=(33, 7, 163, 144, 145, 153, 154, 155, 133),
     outer=None, near=EYE_RINGS, centre=(-0.354, -0.01), depth_points=(33, 133), width=0.2667, size=(48, 64),
-    iris=(468, 469, 470, 471, 472),
+    iris=(468, 469, 470, 471, 472), narrow=(0.5, 0.75),
 )
 FACE = Organ((), (), None, (), centre=(0.0, 0.65), depth_points=(1,), width=1.0667, size=(288, 256))
 # fmt: on

@@ -126,8 +126,9 @@ class LayeredRenderer(nn.Module):
         given = prompt(organ.kind, organ.face, organ.face_frame, organ.face_mesh, window, target, FACE_SCALE)
         with drawing_precision(mesh, self.precision):
             painted = (self.mouth if organ.kind is MOUTH else self.eye)(given)
-        rim = organ.rim.expand(len(mesh), -1, -1, -1)
-        maps = torch.cat([painted - given.channels[:, :3], given.field.permute(0, 3, 1, 2), rim], 1)
+        shown = organ.shown(target, window)[:, None, None, None]
+        change = shown * (painted - given.channels[:, :3])
+        maps = torch.cat([change, given.field.permute(0, 3, 1, 2), shown * organ.rim], 1)
         found = []
         for b in range(len(mesh)):
             rows, columns = organ.reach(window[b : b + 1], at.height, at.width)

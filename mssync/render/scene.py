@@ -35,6 +35,7 @@ HIDES = 0.7  # distances of the eyes: how far apart points may be that hide each
 CELLS = 64  # of the field along the picture's longer side
 SMOOTH = 2  # times as many of it, by cubic interpolation; from there on by linear one
 PAD = 0.2  # of the side: what lies around the drawn part and may move into it
+CROWN = 0.1  # of the height: over so much a head that the picture's top cuts off is made to end
 DOUBLED = 800 * 800  # pixels of a frame up to which the person is stored twice as fine, so that moving it blurs less
 LANCZOS = 4  # lobes of the window by which that is done
 
@@ -119,6 +120,8 @@ class View:
         parts = ((scene.picture, "reflection"), (scene.picture, "border"), (scene.matte, "border"))
         place = (self.origin, self.scale, self.height, self.width, self.pad)
         mirrored, straight, matte = (_cut(layer, *place, outside).clamp(0, 1) for layer, outside in parts)
+        rows = torch.arange(self.height + 2 * self.pad) - self.pad + self.origin[1] * self.scale
+        matte = matte * (1 + rows / (CROWN * self.height)).clamp(0, 1)[:, None]
         own, plate = parted(torch.lerp(straight, mirrored, matte), matte)
         self.own = doubled(own) if self.height * self.width <= DOUBLED else own
         inner = [slice(self.pad, self.pad + side) for side in (self.height, self.width)]
@@ -166,7 +169,7 @@ class OrganInView:
         mesh, self.face, face_mesh = self.turned(at.mesh), scene.face, scene.face_mesh[None]
         if mirrored:
             self.face, face_mesh = self.face.flip(3), mirror_mesh(face_mesh, FACE.size[1] - 1.0)
-        self.frame, self.solver = source_frame(kind, mesh), view_solver(mesh)
+        self.mesh, self.frame, self.solver = mesh[..., :2], source_frame(kind, mesh), view_solver(mesh)
         self.face_frame, self.face_mesh = source_frame(kind, face_mesh)[..., :2], face_mesh[..., :2]
         self.rim = rim(kind)
 
@@ -181,6 +184,18 @@ class OrganInView:
     def window(self, mesh: Tensor) -> Tensor:
         """(B, 3, 2): where the window is in frames with meshes (B, 478, 2), `turned`."""
         return framed(self.frame, view(self.solver, mesh))
+
+    def shown(self, mesh: Tensor, window: Tensor) -> Tensor:
+        """How far the organ is seen in frames with meshes (B, 478, 2), `turned`: (B,), 0 where a turn hides it.
+
+        Told by the distance of its corners, at the head's scale.
+        """
+        corners = [self.kind.upper[0], self.kind.upper[-1]]
+        wide, source = ((points[:, corners[1]] - points[:, corners[0]]).norm(dim=-1) for points in (mesh, self.mesh))
+        scale = (torch.linalg.det(window[:, :2]) / torch.linalg.det(self.frame[:, :2, :2])).abs().sqrt()
+        low, high = self.kind.narrow
+        x = ((wide / (source * scale.clamp_min(1e-3)) - low) / (high - low)).clamp(0, 1)
+        return x * x * (3 - 2 * x)
 
     def reach(self, window: Tensor, height: int, width: int) -> tuple[slice, slice]:
         """Rows and columns of a frame that a window (1, 3, 2) covers."""
