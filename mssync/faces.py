@@ -141,6 +141,21 @@ def _detector(solutions: Any, model: int) -> Any:
     return solutions.face_detection.FaceDetection(model_selection=model, min_detection_confidence=0.5)
 
 
+def _person(solutions: Any) -> Any:
+    return solutions.selfie_segmentation.SelfieSegmentation(model_selection=0)
+
+
+class Silhouette:
+    """Where a person is in pictures: coarse, by mediapipe's selfie segmentation. Any number of threads may use one."""
+
+    def __init__(self) -> None:
+        self._graph = _Graph(_person)
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Alpha (H, W) float32 in [0, 1] of a picture (H, W, 3) uint8 RGB of head and shoulders."""
+        return np.asarray(self._graph(image).segmentation_mask, np.float32)
+
+
 class FaceMesh:
     """Dense landmarks of the faces in pictures (``mesh(image)``) or along a video (``mesh.track(frames)``).
 

@@ -6,10 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mssync.faces import Silhouette
 from mssync.render.painter import block
 
 SIZE = 384  # pixels of the square in which a portrait is seen
 WIDTHS = (24, 40, 72, 112, 144)  # channels at 1/2 … 1/32
+DOUBT = 0.3  # what the silhouette is surer of than this is the person, more the surer
 HOLES = 8  # pixels of SIZE: half the width of gaps that are filled
 AROUND = 1.15  # of the face's ellipse, in its own size: the hint who is meant
 
@@ -43,10 +45,13 @@ class MatteNet(nn.Module):
         return torch.sigmoid((logits + self.fine(torch.cat([given, torch.tanh(logits)], 1))).float())
 
     @torch.inference_mode()
-    def alpha(self, picture: Tensor, landmarks: Tensor, box: tuple[float, float, float]) -> Tensor:
+    def alpha(
+        self, picture: Tensor, landmarks: Tensor, box: tuple[float, float, float], silhouette: Silhouette | None = None
+    ) -> Tensor:
         """Alpha (1, 1, H, W) of a picture (1, 3, H, W) whose face has landmarks (478, 2 or 3) in pixels.
 
-        box: x, y, side of the square that is looked at; outside of it alpha is that of its border.
+        box: x, y, side of the square that is looked at; outside of it alpha is that of its border. silhouette: finds
+        the bulk of hair that the network loses; what either takes for the person is the person.
         """
         height, width = picture.shape[-2:]
         x0, y0, side = box
@@ -61,7 +66,11 @@ class MatteNet(nn.Module):
             source = F.interpolate(picture, size=small, mode="bilinear", antialias=True, align_corners=False)
         part = F.grid_sample(source, places[None], padding_mode="border", align_corners=False)
         points = (landmarks[:, :2] - torch.tensor([x0, y0])) * scale
-        alpha = closed(self(part, face_hint(points[None], SIZE)), HOLES)
+        alpha = self(part, face_hint(points[None], SIZE))
+        if silhouette is not None:
+            seen = silhouette((part[0].permute(1, 2, 0) * 255).round().byte().numpy())
+            alpha = torch.maximum(alpha, ((torch.from_numpy(seen) - DOUBT) / (1 - 2 * DOUBT)).clamp(0, 1))
+        alpha = closed(alpha, HOLES)
         x = ((torch.arange(width) + 0.5 - x0) / side) * 2 - 1
         y = ((torch.arange(height) + 0.5 - y0) / side) * 2 - 1
         back = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mssync.faces import Box, FaceMesh, largest_face
+from mssync.faces import Box, FaceMesh, Silhouette, largest_face
 from mssync.motion import UNNAMED
 from mssync.precision import drawing_precision
 from mssync.reenact import SIZE
@@ -51,7 +51,7 @@ class LayeredRenderer(nn.Module):
         self.space = motion_space
         self.precision = "float32"  # of painting: see for_rendering
         self.detector, self.surface = KeypointDetector(body_width), Surface()
-        self.matte = MatteNet(matte_widths)
+        self.matte, self.silhouette = MatteNet(matte_widths), Silhouette()
         self.mouth, self.eye = Painter("mouth", mouth_widths), Painter("eye", eye_widths)
 
     @property
@@ -84,7 +84,7 @@ class LayeredRenderer(nn.Module):
         points, image = torch.from_numpy(landmarks), _tensor(picture)
         part = (box.x0, box.y0, box.side)
         face, face_mesh, _ = face_window(picture, landmarks)
-        matte = self.matte.alpha(image, points, part)
+        matte = self.matte.alpha(image, points, part, self.silhouette)
         scene = Scene(image, matte, points, part, _tensor(face), torch.from_numpy(face_mesh))
         return Prepared(scene, motion, self.surface(motion))
 
