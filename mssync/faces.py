@@ -153,7 +153,7 @@ class Silhouette:
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Alpha (H, W) float32 in [0, 1] of a picture (H, W, 3) uint8 RGB of head and shoulders."""
-        return np.asarray(self._graph(image).segmentation_mask, np.float32)
+        return np.array(self._graph(image).segmentation_mask, np.float32)
 
 
 class FaceMesh:
