@@ -90,7 +90,7 @@ def test_a_session_from_sound_to_frames(talker, picture) -> None:
     assert indices[-1] == 24
     for index, at, coded in frames:
         assert at == index / 25
-        assert Image.open(io.BytesIO(coded)).size == (512, 512)
+        assert Image.open(io.BytesIO(coded)).size == (384, 384)
 
 
 def test_a_client_brings_its_portrait(talker, picture) -> None:
@@ -191,7 +191,7 @@ def test_who_speaks_does_not_wait_for_pictures_of_others(talker, picture, monkey
 
 def test_the_portrait_is_there_before_it_speaks(talker, picture) -> None:
     with client(create_app(talker, picture)) as here:
-        assert Image.open(io.BytesIO(here.get("/portrait.jpg").content)).size == (512, 512)
+        assert Image.open(io.BytesIO(here.get("/portrait.jpg").content)).size == (384, 384)
     with client(create_app(talker)) as here:
         assert here.get("/portrait.jpg").status_code == 404
     with client(create_app(talker, picture, token="secret")) as here:
@@ -331,7 +331,7 @@ def test_the_client_of_the_documentation_runs_as_written(talker, tmp_path) -> No
     assert json.loads(done.stdout) == {"type": "end", "frames": 335}, done.stderr
     drawn = sorted((tmp_path / "out" / "frames").iterdir())
     assert len(drawn) > 100
-    assert Image.open(drawn[0]).size == (512, 512)
+    assert Image.open(drawn[0]).size == (384, 384)
 
 
 def test_the_page_and_what_it_needs(talker) -> None:

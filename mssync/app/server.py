@@ -30,7 +30,6 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from mssync.animate import DRAWN
 from mssync.app.engine import Engine, Speaker, jpeg
 from mssync.app.guard import LOCAL, allowed
 from mssync.app.limits import MAX_PICTURE_BYTES, in_words, with_picture
@@ -44,6 +43,7 @@ from mssync.video import FPS
 if TYPE_CHECKING:
     from mssync.animate import Pipeline, Portrait
 
+LIVE_SIZE = 384  # pixels of a side: with 512 two cores that show the page as well fall behind
 PAGE = Path(__file__).parent / "page"
 SESSIONS = 4  # at once: what two cores can draw at a rate that still looks like motion
 MAX_TEXT = 1000  # characters of a text message
@@ -148,7 +148,7 @@ class _Live:
             return JSONResponse({"error": "wrong token"}, 403)
         if self.portrait is None:
             return JSONResponse({"error": "this server has no portrait of its own"}, 404)
-        shown = crop(self.portrait.picture, self.portrait.box, DRAWN)
+        shown = crop(self.portrait.picture, self.portrait.box, LIVE_SIZE)
         return Response(jpeg(shown), media_type="image/jpeg", headers={"Cache-Control": "no-store"})
 
     async def session(self, socket: WebSocket) -> None:
@@ -247,7 +247,7 @@ class _Live:
         return await asyncio.wrap_future(
             self.engine.call(
                 lambda: StreamingAnimator(
-                    self.pipeline, portrait, sample_rate=SAMPLE_RATE, seed=seed, size=DRAWN, **factors
+                    self.pipeline, portrait, sample_rate=SAMPLE_RATE, seed=seed, size=LIVE_SIZE, **factors
                 )
             )
         )
