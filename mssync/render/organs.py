@@ -142,13 +142,11 @@ def between(upper: Tensor, lower: Tensor, at: Tensor, soft: float) -> Tensor:
 
 def height_of(edge: Tensor, u: Tensor) -> Tensor:
     """v of a polyline (B, k, 2) at u (h, w) -> (B, h, w); beyond its ends it goes on level."""
-    value = edge[:, 0, 1, None, None].expand(-1, *u.shape)
-    for i in range(edge.shape[1] - 1):
-        (start, low), (stop, high) = edge[:, i].unbind(-1), edge[:, i + 1].unbind(-1)
-        width = (stop - start).clamp_min(1e-3)[:, None, None]
-        along = (u - start[:, None, None]).clamp_min(0).minimum(width)
-        value = value + along * ((high - low)[:, None, None] / width)
-    return value
+    start = edge[:, :-1, 0]
+    width = (edge[:, 1:, 0] - start).clamp_min(1e-3)
+    slope = (edge[:, 1:, 1] - edge[:, :-1, 1]) / width
+    along = (u - start[..., None, None]).clamp_min(0).minimum(width[..., None, None])  # (B, k - 1, h, w)
+    return edge[:, 0, 1, None, None] + (along * slope[..., None, None]).sum(1)
 
 
 def opened(organ: Organ, points: Tensor) -> Tensor:
