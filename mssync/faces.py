@@ -22,6 +22,7 @@ import numpy as np
 from mssync.errors import InputError
 
 N_LANDMARKS = 478
+N_SKIN = 468  # of them are on the face; the others are the irises'
 CROP_SCALE = 1.9  # side of the crop in heights of the face: a face of VoxCeleb's proportions
 MIN_CROP_SCALE = 1.35  # a crop is never tighter than this around everything the face reaches
 MAX_FACES = 5

@@ -68,7 +68,7 @@ def collect(
     for job, died in workers.in_processes(task, left, min(processes or os.cpu_count() or 1, max(len(left), 1))):
         if died is not None:
             warnings.warn(f"{job.path}: {died}", stacklevel=1)
-    return len(list(out.glob("*.npz")))
+    return len(clip_files(out))
 
 
 def _collect_one(job: Job, out: Path, settings: Settings) -> None:
@@ -152,10 +152,14 @@ class Shown:
         return decode_jpeg(self._file["jpegs"][start:stop].tobytes())
 
 
+def clip_files(folder: Path) -> list[Path]:
+    """KEY.npz of all clips, without the mattes beside them."""
+    return [path for path in sorted(folder.glob("*.npz")) if not path.name.endswith(MATTE)]
+
+
 def read_frames(folder: str | Path, split: str) -> list[Shown]:
     """The clips of one split of which at least one face was seen. Raises InputError where there is none."""
-    shown = [Shown(path) for path in sorted(Path(folder).glob("*.npz")) if not path.name.endswith(MATTE)]
-    shown = [clip for clip in shown if clip.split == split and len(clip)]
+    shown = [clip for clip in map(Shown, clip_files(Path(folder))) if clip.split == split and len(clip)]
     if not shown:
         raise InputError(f"{folder}: no frames of the split {split!r}; make this folder with `mssync frames`")
     return shown

@@ -7,10 +7,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from mssync.faces import CHIN, N_LANDMARKS, mirror_points
+from mssync.faces import CHIN, N_LANDMARKS, N_SKIN, Silhouette, mirror_points
 from mssync.reenact.mesh import LEFT_LIDS, LOWER_LIP, RIGHT_LIDS, UPPER_LIP, canonical_face
 
-N_SKIN = 468  # mesh points on the face; the others are the irises'
 REGIONS = ("whole", "face", "mouth", "eyes", "hair")
 GROWN_MOUTH, GROWN_EYES, GROWN_BROWS = 1.3, 1.4, 1.3  # in sizes of lips, lids and brows
 GROWN_FACE = 1.05  # within which there is no hair: the mesh's rim is not exact
@@ -23,11 +22,9 @@ Matte = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def default_matte() -> Matte:
-    """The matte of mediapipe's selfie segmentation. It is coarse, but the same for all models that are compared."""
-    from mediapipe.python.solutions.selfie_segmentation import SelfieSegmentation
-
-    network = SelfieSegmentation(model_selection=0)
-    return lambda picture, _: network.process(np.ascontiguousarray(picture)).segmentation_mask
+    """That of `Silhouette`: coarse, but the same for all models that are compared."""
+    silhouette = Silhouette()
+    return lambda picture, _: silhouette(picture)
 
 
 def masks(points: np.ndarray, alpha: np.ndarray) -> dict[str, np.ndarray]:

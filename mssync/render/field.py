@@ -22,6 +22,12 @@ AT_ONCE = 1024  # places at which a spline is evaluated in one go: what that tak
 MEETING = (0.3, 0.6)  # shares of their distance at which two points' deeper one stops to count, and counts in full
 
 
+def eased(x: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
+    """0 up to `low`, 1 from `high` on, a smooth step between."""
+    x = ((x - low) / (high - low)).clamp(0, 1)
+    return x * x * (3 - 2 * x)
+
+
 def bent(one: Tensor, two: Tensor) -> Tensor:
     """U = r² log r² of the distances r of points (B, n, 2) and (B, m, 2): (B, n, m). Twice Bookstein's (1989)."""
     left = torch.cat([-2 * one, one.square().sum(-1, keepdim=True), torch.ones_like(one[..., :1])], -1)
@@ -120,5 +126,4 @@ class Hiding:
         kept = torch.einsum("ijk,bkl,ijl->bij", self.between, linear, self.along) / scale[:, None, None]
         low, high = MEETING
         close = ((high - kept) / (high - low)).clamp(0, 1) * (self.near & deeper)
-        worst = close.amax(2)
-        return worst * worst * (3 - 2 * worst)
+        return eased(close.amax(2))

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mssync.faces import Silhouette
-from mssync.render.painter import block
+from mssync.render.painter import UNet
 
 SIZE = 384  # pixels of the square in which a portrait is seen
 WIDTHS = (24, 40, 72, 112, 144)  # channels at 1/2 … 1/32
@@ -16,32 +16,18 @@ HOLES = 8  # pixels of SIZE: half the width of gaps that are filled
 AROUND = 1.15  # of the face's ellipse, in its own size: the hint who is meant
 
 
-class MatteNet(nn.Module):
+class MatteNet(UNet):
     """U-Net: a picture and where the face is -> alpha. Trained on labels of a teacher, see docs/training.md."""
 
     def __init__(self, widths: tuple[int, ...] = WIDTHS) -> None:
-        super().__init__()
-        self.widths = tuple(widths)
-        inputs = (16, *widths)
-        self.down = nn.ModuleList(block(i, o) for i, o in zip(inputs, widths, strict=False))
-        pairs = list(zip(widths[1:], widths, strict=False))[::-1]
-        self.up = nn.ModuleList(block(deep + skip, skip) for deep, skip in pairs)
+        super().__init__(4, widths)
         self.coarse = nn.Sequential(nn.Conv2d(widths[0], 4, 3, padding=1), nn.PixelShuffle(2))
         self.fine = nn.Sequential(nn.Conv2d(5, 16, 3, padding=1), nn.SiLU(), nn.Conv2d(16, 1, 3, padding=1))
 
     def forward(self, picture: Tensor, face: Tensor) -> Tensor:
         """picture (B, 3, s, s) in [0, 1], face (B, 1, s, s): `face_hint` -> alpha (B, 1, s, s); s a multiple of 32."""
         given = torch.cat([picture * 2 - 1, face], 1)
-        x = F.pixel_unshuffle(given, 2).contiguous(memory_format=torch.channels_last)
-        skips = []
-        for k, layer in enumerate(self.down):
-            x = layer(x if k == 0 else F.avg_pool2d(x, 2))
-            skips.append(x)
-        x = skips.pop()
-        x = x + x.mean((2, 3), keepdim=True)
-        for layer in self.up:
-            x = layer(torch.cat([F.interpolate(x, scale_factor=2.0, mode="nearest"), skips.pop()], 1))
-        logits = self.coarse(x)
+        logits = self.coarse(self.features(given))
         return torch.sigmoid((logits + self.fine(torch.cat([given, torch.tanh(logits)], 1))).float())
 
     @torch.inference_mode()

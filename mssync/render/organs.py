@@ -95,10 +95,7 @@ def mirror_mesh(mesh: Tensor, width: float = 0.0) -> Tensor:
 
 
 def source_frame(organ: Organ, source: Tensor) -> Tensor:
-    """The window in the source (B, 478, 3) -> (B, 4, 3): [u, v, 1] @ frame[[0, 1, 3]]... as rows du, dv, origin.
-
-    Returns (B, 3, 3): rows are what u adds, what v adds, and the origin, each (x, y, z).
-    """
+    """The window in the source (B, 478, 3) -> (B, 3, 3): place = [u, v, 1] @ it, each row (x, y, z)."""
     template = torch.from_numpy(mean_face()).to(source)
     rigid = [33, 133, 362, 263, 168, 6, 197, 195, 2, 98, 327, 8, 9, 151]
     a, b = template[rigid, :2], source[:, rigid, :2]

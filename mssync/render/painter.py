@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mssync.render.field import eased
 from mssync.render.organs import CHIN_POINTS, EYE, MOUTH, Organ, grid, inside, iris_disc, local_field, opened, placed
 
 INPUTS = 16  # channels of a prompt
@@ -82,8 +83,7 @@ def rim(organ: Organ) -> Tensor:
     at = grid(organ.size)
     height = organ.size[0] / organ.size[1]
     away = torch.minimum(1 - at[..., 0].abs(), height - at[..., 1].abs())
-    x = (away / MARGIN).clamp(0, 1)
-    return (x * x * (3 - 2 * x))[None, None]
+    return eased(away, 0.0, MARGIN)[None, None]
 
 
 def block(inputs: int, outputs: int) -> nn.Sequential:
@@ -94,7 +94,38 @@ def block(inputs: int, outputs: int) -> nn.Sequential:
     )  # fmt: skip
 
 
-class Painter(nn.Module):
+class UNet(nn.Module):
+    """Encoder and decoder with skip connections, at half the input's resolution and below.
+
+    inputs: channels of what is given; widths: channels at 1/2, 1/4, … of its resolution.
+    """
+
+    def __init__(self, inputs: int, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        self.widths = tuple(widths)
+        self.down = nn.ModuleList(block(i, o) for i, o in zip((4 * inputs, *widths), widths, strict=False))
+        pairs = list(zip(widths[1:], widths, strict=False))[::-1]
+        self.up = nn.ModuleList(block(deep + skip, skip) for deep, skip in pairs)
+
+    def features(self, given: Tensor) -> Tensor:
+        """(B, inputs, h, w) -> (B, widths[0], h / 2, w / 2)."""
+        x = F.pixel_unshuffle(given, 2).contiguous(memory_format=torch.channels_last)
+        skips = []
+        for k, layer in enumerate(self.down):
+            x = layer(x if k == 0 else F.avg_pool2d(x, 2))
+            skips.append(x)
+        x = skips.pop()
+        x = x + self.summed_up(x.mean((2, 3)))[..., None, None]
+        for layer in self.up:
+            x = layer(torch.cat([F.interpolate(x, scale_factor=2.0, mode="nearest"), skips.pop()], 1))
+        return x
+
+    def summed_up(self, mean: Tensor) -> Tensor:
+        """What is added everywhere where the resolution is lowest, from the mean (B, widths[-1]) there."""
+        return mean
+
+
+class Painter(UNet):
     """U-Net from a prompt to a painted window.
 
     organ: "mouth" or "eye"; widths: channels at 1/2, 1/4, 1/8, 1/16 of the window's resolution.
@@ -103,12 +134,8 @@ class Painter(nn.Module):
     rim: Tensor
 
     def __init__(self, organ: str, widths: tuple[int, ...] = WIDTHS) -> None:
-        super().__init__()
-        self.organ, self.widths = organ, tuple(widths)
-        a = (4 * INPUTS, *widths)
-        self.down = nn.ModuleList(block(i, o) for i, o in zip(a, widths, strict=False))
-        pairs = list(zip(widths[1:], widths, strict=False))[::-1]
-        self.up = nn.ModuleList(block(deep + skip, skip) for deep, skip in pairs)
+        super().__init__(INPUTS, widths)
+        self.organ = organ
         self.style = nn.Sequential(nn.Linear(widths[-1], widths[-1]), nn.SiLU(), nn.Linear(widths[-1], widths[-1]))
         last = nn.Conv2d(widths[0], OUTPUTS * 4, 3, padding=1)
         nn.init.zeros_(last.weight)
@@ -116,19 +143,13 @@ class Painter(nn.Module):
         self.head = nn.Sequential(last, nn.PixelShuffle(2))
         self.register_buffer("rim", rim(ORGANS[organ]), persistent=False)
 
+    def summed_up(self, mean: Tensor) -> Tensor:
+        return self.style(mean)
+
     def forward(self, given: Prompt) -> Tensor:
         """The painted window (B, 3, h, w) in [0, 1]."""
         warped, gap = given.channels[:, :3], given.gap
-        x = torch.cat([warped * 2 - 1, given.channels[:, 3:]], 1)
-        x = F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last)
-        skips = []
-        for k, layer in enumerate(self.down):
-            x = layer(x if k == 0 else F.avg_pool2d(x, 2))
-            skips.append(x)
-        x = skips.pop()
-        x = x + self.style(x.mean((2, 3)))[..., None, None]
-        for layer in self.up:
-            x = layer(torch.cat([F.interpolate(x, scale_factor=2.0, mode="nearest"), skips.pop()], 1))
+        x = self.features(torch.cat([warped * 2 - 1, given.channels[:, 3:]], 1))
         new, more, shares = self.head(x).float().split((3, 3, 4), 1)
         shares, more = shares.softmax(1), MOST * torch.tanh(more)
         still, along = given.channels[:, 3:9].chunk(2, 1)  # in [-1, 1]

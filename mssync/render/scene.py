@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from threading import Lock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mssync.faces import mirror_points
-from mssync.render.field import Hiding, seen, thin_plate, view, view_solver
+from mssync.faces import EYE_CORNERS, N_SKIN, mirror_points
+from mssync.render.field import Hiding, eased, seen, thin_plate, view, view_solver
 from mssync.render.organs import EYE, FACE, MOUTH, Organ, framed, inside, mirror_mesh, placed, source_frame
 from mssync.render.painter import rim
 from mssync.render.plate import parted
@@ -21,8 +22,6 @@ OVAL = (
 )
 # fmt: on
 EARS = (234, 454, 127, 356)
-EYE_CORNERS = (33, 263)
-N_SKIN = 468  # mesh points on the face; the others are the irises'
 EVERY = 5  # of these is a control point, and what mirrors it
 RINGS = (1.25, 1.6, 2.1, 2.8)  # around the face, in its own size: hair, ears, hats
 # Heights below the eyes in distances between them: what is above the first moves with the head, below the second with
@@ -65,8 +64,7 @@ def around(face: Tensor) -> tuple[Tensor, Tensor]:
     body = torch.stack([middle + right * x + down * y for y in BODY_ROWS for x in BODY_COLUMNS])
     points = torch.cat([*found, F.pad(body, (0, 1), value=float(depth))])
     height = (points[:, :2] - middle) @ down / right.square().sum()
-    fall = ((height - NECK[0]) / (NECK[1] - NECK[0])).clamp(0, 1)
-    return points, 1 - fall * fall * (3 - 2 * fall)
+    return points, 1 - eased(height, *NECK)
 
 
 class Scene:
@@ -107,10 +105,11 @@ class View:
         points, self.follows = around(self.mesh[0])
         self.around, self.chosen = points[None], control_points()
         warping = torch.cat([self.mesh[0, self.chosen], points])
-        self.hiding = Hiding(warping, HIDES * float((self.mesh[0, 263] - self.mesh[0, 33]).norm()))
+        left, right = self.mesh[0, list(EYE_CORNERS)]
+        self.hiding = Hiding(warping, HIDES * float((right - left).norm()))
         self.cell = max(self.height, self.width) / CELLS
-        self.rows, self.columns = (-(-side // self.cell) for side in (self.height, self.width))
-        self.cells = pixel_grid(int(self.rows), int(self.columns), self.cell)
+        rows, columns = (math.ceil(side / self.cell) for side in (self.height, self.width))
+        self.cells = pixel_grid(rows, columns, self.cell)
         self.pixels = pixel_grid(self.height, self.width)
         kinds = ((MOUTH, False), (EYE, False), (EYE, True))
         self.organs = [OrganInView(kind, mirrored, self, scene) for kind, mirrored in kinds]
@@ -193,9 +192,7 @@ class OrganInView:
         corners = [self.kind.upper[0], self.kind.upper[-1]]
         wide, source = ((points[:, corners[1]] - points[:, corners[0]]).norm(dim=-1) for points in (mesh, self.mesh))
         scale = (torch.linalg.det(window[:, :2]) / torch.linalg.det(self.frame[:, :2, :2])).abs().sqrt()
-        low, high = self.kind.narrow
-        x = ((wide / (source * scale.clamp_min(1e-3)) - low) / (high - low)).clamp(0, 1)
-        return x * x * (3 - 2 * x)
+        return eased(wide / (source * scale.clamp_min(1e-3)), *self.kind.narrow)
 
     def reach(self, window: Tensor, height: int, width: int) -> tuple[slice, slice]:
         """Rows and columns of a frame that a window (1, 3, 2) covers."""

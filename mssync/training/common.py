@@ -128,6 +128,13 @@ class Run:
             self._writer.add_image(name, picture.clamp(0, 1), step)
 
 
+def write_sheet(sheet: Tensor, path: Path) -> None:
+    """A picture (3, h, w) in [0, 1] to a file."""
+    from PIL import Image
+
+    Image.fromarray((sheet.clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()).save(path)
+
+
 class Average:
     """Exponential moving average of a module's parameters; buffers are copied."""
 

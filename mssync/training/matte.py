@@ -14,7 +14,7 @@ from mssync.data.frames import MATTE, Shown, read_frames
 from mssync.errors import InputError
 from mssync.precision import choose, drawing_precision
 from mssync.render.matte import MatteNet, face_hint
-from mssync.training.common import Average, Run, cosine_rate, launched
+from mssync.training.common import Average, Run, cosine_rate, launched, write_sheet
 from mssync.weights import save_model
 
 SIDE = 512  # pixels of the labels
@@ -149,7 +149,7 @@ def train(config: Config, data: str | Path, run_dir: str | Path, max_minutes: fl
         if step % SHEET_EVERY == 0:
             error, sheet = evaluate(average.model, seen)
             print(f"step {step}  val error {error:.4f}", flush=True)
-            _write(sheet, run.folder / "matte.png")
+            write_sheet(sheet, run.folder / "matte.png")
     save()
     return file
 
@@ -168,9 +168,3 @@ def evaluate(model: nn.Module, mattes: Mattes) -> tuple[float, Tensor]:
     per = max(1, len(rows) // 3)
     columns = [torch.cat(rows[k * per : (k + 1) * per], 1) for k in range(3)]
     return float(np.mean(errors)), F.interpolate(torch.cat(columns, 2)[None], scale_factor=0.5, mode="area")[0]
-
-
-def _write(sheet: Tensor, path: Path) -> None:
-    from PIL import Image
-
-    Image.fromarray((sheet.clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()).save(path)

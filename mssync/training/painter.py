@@ -16,12 +16,13 @@ from torch import Tensor
 
 from mssync.config import Config, PainterTraining
 from mssync.data.windows import Windows
+from mssync.metrics.appearance import laplacian
 from mssync.precision import choose, drawing_precision
 from mssync.render.field import view, view_solver
 from mssync.render.organs import FACE, framed, grid, mirror_mesh, source_frame
 from mssync.render.painter import ORGANS, Painter, Prompt, prompt, sampled
 from mssync.training.adversary import PatchDiscriminator
-from mssync.training.common import Average, Run, cosine_rate, launched
+from mssync.training.common import Average, Run, cosine_rate, launched, write_sheet
 from mssync.training.perceptual import PerceptualLoss
 from mssync.weights import save_model
 
@@ -158,7 +159,7 @@ def train(config: Config, data: str | Path, run_dir: str | Path, organ: str, max
         if step % SHEET_EVERY == 0:
             values, sheet = evaluate(average.model, seen, precision)
             print(f"step {step}  " + "  ".join(f"{k} {v:.3f}" for k, v in values.items()), flush=True)
-            _write(sheet, run.folder / f"{organ}.png")
+            write_sheet(sheet, run.folder / f"{organ}.png")
     save()
     return file
 
@@ -175,17 +176,6 @@ def _criticised(
     critic.requires_grad_(True)
     judge.zero_grad(set_to_none=True)
     return {"adversarial": settings.adversarial * adversarial, "matching": settings.matching * matching}
-
-
-def laplacian(x: Tensor) -> Tensor:
-    grey = x.mean(1, keepdim=True)
-    return (
-        4 * grey[..., 1:-1, 1:-1]
-        - grey[..., :-2, 1:-1]
-        - grey[..., 2:, 1:-1]
-        - grey[..., 1:-1, :-2]
-        - grey[..., 1:-1, 2:]
-    )
 
 
 @torch.no_grad()
@@ -208,7 +198,7 @@ def evaluate(model: torch.nn.Module, pairs: Pairs, precision: str) -> tuple[dict
         with drawing_precision(real, precision):
             painted = model(given)
         warped, still = given.channels[:, :3], given.channels[:, 3:6] / 2 + 0.5
-        near, gap = given.near, given.gap[..., 1:-1, 1:-1]
+        near, gap = given.near, given.gap[:, 0]
         sums += [float(((x - real).abs() * near).sum()) for x in (painted, warped, still)] + [
             float((laplacian(x).square() * gap).sum()) for x in (painted, real)
         ]
@@ -216,9 +206,3 @@ def evaluate(model: torch.nn.Module, pairs: Pairs, precision: str) -> tuple[dict
     half = len(rows) // 2
     sheet = torch.cat([torch.cat(rows[:half], 1), torch.cat(rows[half : 2 * half], 1)], 2)
     return {"painted": sums[0] / sums[2], "warped": sums[1] / sums[2], "sharpness": sums[3] / sums[4]}, sheet
-
-
-def _write(sheet: Tensor, path: Path) -> None:
-    from PIL import Image
-
-    Image.fromarray((sheet.clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()).save(path)
