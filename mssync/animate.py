@@ -562,7 +562,7 @@ class Pipeline:
         poses = torch.from_numpy(motion).to(self.device)
         if self.sized is not None:
             points = None if mesh is None else torch.from_numpy(mesh).to(self.device)
-            return _to_bytes(self.sized.draw(portrait.state, poses, size, points))
+            return self.sized.draw(portrait.state, poses, size, points).cpu().numpy()
         frames = self.reenactor.render(portrait.state, poses)
         if size not in (None, SIZE):
             frames = F.interpolate(frames, (size, size), mode="bicubic", antialias=size < SIZE)

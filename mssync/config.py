@@ -206,6 +206,21 @@ class PainterTraining:
 
 
 @dataclass
+class ResidualTraining:
+    """Training of the renderer's residual layer (ours). See training/residual.py."""
+
+    steps: int = 6000
+    batch: int = 16
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    average: float = 0.998  # decay of the moving average of the weights that is kept
+    reconstruction: float = 10.0
+    smoothness: float = 0.05  # of what is added to the field, in cells
+    light: float = 0.05  # of the logarithm of gains
+    seed: int = 0
+
+
+@dataclass
 class MeterConfig:
     """Sizes of the sync meter's networks: lips and rigid head (ours)."""
 
@@ -254,6 +269,7 @@ class Config:
     reenactor_training: ReenactorTraining = field(default_factory=ReenactorTraining)
     matte_training: MatteTraining = field(default_factory=MatteTraining)
     painter_training: PainterTraining = field(default_factory=PainterTraining)
+    residual_training: ResidualTraining = field(default_factory=ResidualTraining)
     meter: MeterConfig = field(default_factory=MeterConfig)
     meter_training: MeterTraining = field(default_factory=MeterTraining)
 

@@ -141,6 +141,10 @@ def _build(kind: str, config: dict[str, Any]) -> nn.Module:
         from mssync.render.renderer import LayeredRenderer
 
         return LayeredRenderer(**config)
+    if kind == "residual":
+        from mssync.render.residual import Residual
+
+        return Residual(**config)
     if kind == "matte":
         from mssync.render.matte import MatteNet
 

@@ -75,7 +75,7 @@ class SizedReenactor(Reenactor, Protocol):
         ...
 
     def draw(self, prepared: Any, motion: Tensor, size: int | None, mesh: Tensor | None = None) -> Tensor:
-        """Frames (B, 3, h, w) in [0, 1] under motion (B, 10, 6): the box at size × size, or (None) the whole picture.
+        """Frames (B, h, w, 3) uint8 under motion (B, 10, 6): the box at size × size, or (None) the whole picture.
 
         mesh: (B, 478, 2) in the box's [-1, 1], where it is known; else it is read from the motion.
         """

@@ -6,7 +6,10 @@ source, as an offset in the same unit.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # Points that speech hardly moves: eye corners, nose, forehead, and the sides of the head, which give it depth.
@@ -77,6 +80,18 @@ def solved(matrix: Tensor, wanted: Tensor) -> Tensor:
         if (matrix @ found - wanted).abs().max() < RESIDUAL:
             return found
     raise RuntimeError("the equations of a spline cannot be solved")
+
+
+@lru_cache(maxsize=32)
+def enlarging(cells: int, pixels: int) -> Tensor:
+    """(pixels, cells): what a column of cells is multiplied with, so that it becomes one of pixels; cubic."""
+    rows = torch.eye(cells)[:, None, None]
+    return F.interpolate(rows, size=(1, pixels), mode="bicubic", antialias=True)[:, 0, 0].T
+
+
+def affine(matrix: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """[x, y, 1] @ matrix (3, 2) for coordinates that broadcast to (h, w) -> (2, h, w)."""
+    return torch.stack([x * m[0] + y * m[1] + m[2] for m in matrix.T])
 
 
 def view_solver(source: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mssync.faces import mirror_points
 from mssync.metrics.frontal import mean_face
-from mssync.render.field import seen, thin_plate
+from mssync.render.field import enlarging, seen, thin_plate
 
 # fmt: off
 EYE_RINGS = (
@@ -146,15 +146,20 @@ def height_of(edge: Tensor, u: Tensor) -> Tensor:
     return edge[:, 0, 1, None, None] + (along * slope[..., None, None]).sum(1)
 
 
+def gap_in(organ: Organ, points: Tensor) -> Tensor:
+    """What is open in the window, (B, 1, h, w) in [0, 1]; points (B, 478, 2) as (u, v)."""
+    at, soft = grid(organ.size).to(points), 2 * EDGE / organ.size[1]
+    return between(points[:, list(organ.upper)], points[:, list(organ.lower)], at, soft)[:, None]
+
+
 def opened(organ: Organ, points: Tensor) -> Tensor:
     """What is open in the window, and what is lip, (B, 1 or 2, h, w) in [0, 1]; points (B, 478, 2) as (u, v)."""
-    at = grid(organ.size).to(points)
-    soft = 2 * EDGE / organ.size[1]
-    gap = between(points[:, list(organ.upper)], points[:, list(organ.lower)], at, soft)
+    gap = gap_in(organ, points)
     if organ.outer is None:
-        return gap[:, None]
-    whole = between(points[:, list(organ.outer[0])], points[:, list(organ.outer[1])], at, soft)
-    return torch.stack([gap, (whole - gap).clamp_min(0)], 1)
+        return gap
+    at, soft = grid(organ.size).to(points), 2 * EDGE / organ.size[1]
+    whole = between(points[:, list(organ.outer[0])], points[:, list(organ.outer[1])], at, soft)[:, None]
+    return torch.cat([gap, (whole - gap).clamp_min(0)], 1)
 
 
 def iris_disc(organ: Organ, points: Tensor) -> Tensor:
@@ -175,18 +180,19 @@ def local_field(organ: Organ, source: Tensor, target: Tensor, where: Tensor, ste
     where: (h, w, 2), computed on every `step`th pixel.
     """
     height, width = organ.size
-    coarse = grid((height // step, width // step)).to(target).flatten(0, 1)
+    rows, columns = height // step, width // step
+    coarse = grid((rows, columns)).to(target).flatten(0, 1)
+    tall, wide = (enlarging(few, many).to(target) for few, many in ((rows, height), (columns, width)))
     corners = {organ.upper[0], organ.upper[-1]}
     fields = []
     for hidden in (organ.lower, organ.upper):
         used = [p for p in organ.points if p not in hidden or p in corners]
         moved = source[:, used] - target[:, used]
         field = thin_plate(target[:, used], moved, coarse, STIFFNESS)
-        field = field.unflatten(1, (height // step, width // step)).permute(0, 3, 1, 2)
-        fields.append(torch.nn.functional.interpolate(field, size=(height, width), mode="bicubic"))
+        fields.append(tall @ field.unflatten(1, (rows, columns)).permute(0, 3, 1, 2) @ wide.T)
     top, bottom = (height_of(target[:, list(edge)], where[:1, :, 0]) for edge in (organ.upper, organ.lower))
     below = torch.sigmoid((where[..., 1] - (top + bottom) / 2) * (4 * width / 2))[:, None]
-    return (fields[0] + below * (fields[1] - fields[0])).permute(0, 2, 3, 1)
+    return torch.lerp(*fields, below).permute(0, 2, 3, 1)
 
 
 def face_window(image: np.ndarray, landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:

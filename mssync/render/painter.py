@@ -15,7 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mssync.render.field import eased
-from mssync.render.organs import CHIN_POINTS, EYE, MOUTH, Organ, grid, inside, iris_disc, local_field, opened, placed
+from mssync.render.organs import (
+    CHIN_POINTS,
+    EYE,
+    MOUTH,
+    Organ,
+    gap_in,
+    grid,
+    inside,
+    iris_disc,
+    local_field,
+    opened,
+    placed,
+)
 
 INPUTS = 16  # channels of a prompt
 OUTPUTS = 10  # a colour, what is added to the warped one, shares of: that colour, warped, still, moved along
@@ -27,45 +39,50 @@ ORGANS = {"mouth": MOUTH, "eye": EYE}
 
 
 class Prompt(NamedTuple):
-    """channels (B, 16, h, w), the first three of them the warped source in [0, 1]; gap (B, 1, h, w): what is open;
-    near (B, 1, h, w): where anything sharp may be added; field (B, h, w, 2): offsets of `local_field`."""
+    """channels (B, 16, h, w); warped (B, 3, h, w) in [0, 1]; gap (B, 1, h, w): what is open; near (B, 1, h, w): where
+    anything sharp may be added; field (B, h, w, 2): offsets of `local_field`."""
 
     channels: Tensor
+    warped: Tensor
     gap: Tensor
     near: Tensor
     field: Tensor
 
 
-def prompt(
-    organ: Organ, picture: Tensor, frame: Tensor, points: Tensor, target_frame: Tensor, target: Tensor, scale: Tensor
-) -> Prompt:
-    """What a painter is given.
+class Asked:
+    """What a prompt has of the source alone.
 
     picture: (B, 3, H, W) in [0, 1], the source at about the window's resolution; frame (B, 3, 2): the window in it;
-    points (B, 478, 2): its mesh; target_frame, target: the same of the new picture. All in pixels of their pictures.
-    scale: (2,) pixels of `picture` in x and y.
+    points (B, 478, 2): its mesh, both in its pixels; scale: (2,) its width and height.
     """
-    at = grid(organ.size).to(points)
-    source_uv, target_uv = inside(frame, points), inside(target_frame, target)
-    carried = list(CHIN_POINTS if not organ.iris else organ.iris[:1])
-    moved = (target_uv[:, carried] - source_uv[:, carried]).mean(1)  # of jaw or iris, along the skull
-    field = local_field(organ, source_uv, target_uv, at)
-    batch = len(target_uv)
-    wanted = [at + field, at.expand(batch, -1, -1, -1), at - moved[:, None, None]]
-    looked = sampled(picture, frame, torch.cat(wanted), scale)
-    warped, still, along = looked.chunk(3)
-    now, then = opened(organ, target_uv), opened(organ, source_uv).expand(batch, -1, -1, -1)
-    then_along = opened(organ, source_uv + moved[:, None])[:, :1]
-    u, v = at.permute(2, 0, 1)[None].expand(batch, -1, -1, -1).split(1, 1)
-    if organ.iris:
-        marks = [now, then, then_along, iris_disc(organ, target_uv), iris_disc(organ, source_uv).expand_as(now)]
-        places = [u, v]
-    else:
-        marks = [now, then[:, :1], then_along]
-        places = [u, v, v - moved[:, 1, None, None, None]]
-    channels = torch.cat([warped, still * 2 - 1, along * 2 - 1, *marks, *places], 1)
-    lips = F.avg_pool2d(F.max_pool2d(now.sum(1, keepdim=True), 9, 1, 4), 5, 1, 2)
-    return Prompt(channels, now[:, :1], lips.clamp(0, 1), field)
+
+    def __init__(self, organ: Organ, picture: Tensor, frame: Tensor, points: Tensor, scale: Tensor) -> None:
+        self.organ, self.picture, self.frame, self.scale = organ, picture, frame, scale
+        self.uv = inside(frame, points)
+        at = grid(organ.size).to(points)
+        self.still = sampled(picture, frame, at.expand(len(points), -1, -1, -1), scale) * 2 - 1
+        gap = opened(organ, self.uv)[:, :1]
+        self.marks = [gap, iris_disc(organ, self.uv)] if organ.iris else [gap]
+
+    def prompt(self, target_frame: Tensor, target: Tensor) -> Prompt:
+        """For new pictures with the window target_frame (B, 3, 2) and meshes target (B, 478, 2) in their pixels."""
+        organ, at = self.organ, grid(self.organ.size).to(target)
+        uv = inside(target_frame, target)
+        carried = list(organ.iris[:1] or CHIN_POINTS)
+        moved = (uv[:, carried] - self.uv[:, carried]).mean(1)  # of jaw or iris, along the skull
+        field = local_field(organ, self.uv, uv, at)
+        looked = sampled(self.picture, self.frame, torch.cat([at + field, at - moved[:, None, None]]), self.scale)
+        warped, along = looked.chunk(2)
+        now, then_along = opened(organ, uv), gap_in(organ, self.uv + moved[:, None])
+        u, v = at.permute(2, 0, 1)[None].expand(len(uv), -1, -1, -1).split(1, 1)
+        still, *marks = (x.expand(len(uv), -1, -1, -1) for x in (self.still, *self.marks))
+        if organ.iris:
+            marks = [now, marks[0], then_along, iris_disc(organ, uv), marks[1], u, v]
+        else:
+            marks = [now, marks[0], then_along, u, v, v - moved[:, 1, None, None, None]]
+        channels = torch.cat([warped * 2 - 1, still, along * 2 - 1, *marks], 1)
+        lips = F.avg_pool2d(grown(now.sum(1, keepdim=True), 4), 5, 1, 2)
+        return Prompt(channels, warped, now[:, :1], lips.clamp_(0, 1), field)
 
 
 def sampled(picture: Tensor, frame: Tensor, places: Tensor, scale: Tensor) -> Tensor:
@@ -76,6 +93,11 @@ def sampled(picture: Tensor, frame: Tensor, places: Tensor, scale: Tensor) -> Te
     if len(picture) != len(places):
         picture = picture.repeat(len(places) // len(picture), 1, 1, 1)
     return F.grid_sample(picture, coordinates, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def grown(mask: Tensor, reach: int) -> Tensor:
+    """A mask (B, 1, h, w) wider by `reach` pixels on all sides."""
+    return F.max_pool2d(F.max_pool2d(mask, (2 * reach + 1, 1), 1, (reach, 0)), (1, 2 * reach + 1), 1, (0, reach))
 
 
 def rim(organ: Organ) -> Tensor:
@@ -148,13 +170,12 @@ class Painter(UNet):
 
     def forward(self, given: Prompt) -> Tensor:
         """The painted window (B, 3, h, w) in [0, 1]."""
-        warped, gap = given.channels[:, :3], given.gap
-        x = self.features(torch.cat([warped * 2 - 1, given.channels[:, 3:]], 1))
+        x = self.features(given.channels.to(self.style[0].weight.dtype))
         new, more, shares = self.head(x).float().split((3, 3, 4), 1)
         shares, more = shares.softmax(1), MOST * torch.tanh(more)
-        still, along = given.channels[:, 3:9].chunk(2, 1)  # in [-1, 1]
-        seen = shares[:, 2:3] * (still + 1) / 2 + shares[:, 3:] * (along + 1) / 2
-        new = shares[:, :1] * torch.sigmoid(new - 1) + shares[:, 1:2] * warped + seen
         soft = F.interpolate(F.avg_pool2d(more, LOW_PASS), scale_factor=float(LOW_PASS), mode="bilinear")
-        kept = warped + self.rim * (soft + given.near * (more - soft))
-        return (kept + gap * (new - kept)).clamp(0, 1)
+        kept = given.warped + self.rim * torch.lerp(soft, more, given.near)
+        new = shares[:, :1] * (2 * torch.sigmoid(new - 1) - 1)
+        for k in range(3):  # warped, still, moved along, in [-1, 1] as the shares' sum needs it
+            new = torch.addcmul(new, shares[:, k + 1 : k + 2], given.channels[:, 3 * k : 3 * k + 3])
+        return torch.lerp(kept, (new + 1) / 2, given.gap).clamp(0, 1)

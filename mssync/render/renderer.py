@@ -10,25 +10,23 @@ from torch import Tensor, nn
 
 from mssync.faces import Box, FaceMesh, Silhouette, largest_face
 from mssync.motion import UNNAMED
-from mssync.precision import drawing_precision
 from mssync.reenact import SIZE
 from mssync.reenact.compact import BODY, RIGID, KeypointDetector, find_landmarks, fold_batch_norms
 from mssync.reenact.geometry import inverse, split
 from mssync.reenact.surface import Surface
-from mssync.render.field import view
+from mssync.render.field import affine, view
 from mssync.render.matte import MatteNet
-from mssync.render.organs import FACE, MOUTH, face_window
-from mssync.render.painter import Painter, prompt
-from mssync.render.scene import OrganInView, Scene, View
-
-FACE_SCALE = torch.tensor([float(FACE.size[1]), float(FACE.size[0])])
+from mssync.render.organs import MOUTH, face_window
+from mssync.render.painter import Painter
+from mssync.render.residual import Residual
+from mssync.render.scene import OrganInView, Scene, View, to_bytes
 
 
 class LayeredRenderer(nn.Module):
     """Plate, field and painters behind the Reenactor interface.
 
     motion_space: the name of what its detector reads (`mssync.motion`); body_width: of the detector;
-    mouth_widths, eye_widths, matte_widths: channels of the networks.
+    mouth_widths, eye_widths, matte_widths, residual_widths: channels of the networks; without the last there is none.
     """
 
     rigid = RIGID
@@ -40,19 +38,21 @@ class LayeredRenderer(nn.Module):
         mouth_widths: tuple[int, ...],
         eye_widths: tuple[int, ...],
         matte_widths: tuple[int, ...],
+        residual_widths: tuple[int, ...] = (),
         body_width: int = 16,
         motion_space: str = UNNAMED,
     ) -> None:
         super().__init__()
         self.sizes = {
             "mouth_widths": tuple(mouth_widths), "eye_widths": tuple(eye_widths),
-            "matte_widths": tuple(matte_widths), "body_width": body_width,
+            "matte_widths": tuple(matte_widths), "residual_widths": tuple(residual_widths), "body_width": body_width,
         }  # fmt: skip
         self.space = motion_space
         self.precision = "float32"  # of painting: see for_rendering
         self.detector, self.surface = KeypointDetector(body_width), Surface()
         self.matte, self.silhouette = MatteNet(matte_widths), Silhouette()
         self.mouth, self.eye = Painter("mouth", mouth_widths), Painter("eye", eye_widths)
+        self.residual = Residual(residual_widths) if residual_widths else None
 
     @property
     def config(self) -> dict[str, Any]:
@@ -61,11 +61,13 @@ class LayeredRenderer(nn.Module):
 
     def for_rendering(self, precision: str = "float32") -> LayeredRenderer:
         """Make painting fast, in place: batch norms folded into convolutions. Not for training."""
-        for part in (self.mouth, self.eye, self.matte):
+        for part in filter(None, (self.mouth, self.eye, self.matte, self.residual)):
             for module in part.modules():
                 if isinstance(module, nn.Sequential):
                     fold_batch_norms(module)
             part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for part in filter(None, (self.mouth, self.eye, self.residual)):
+            part.to(torch.bfloat16 if precision == "bfloat16" else torch.float32)
         self.precision = precision
         return self
 
@@ -81,15 +83,15 @@ class LayeredRenderer(nn.Module):
         picture (H, W, 3) uint8; box: the part of it that is animated; landmarks (478, 3) in its pixels; motion
         (1, 10, 6): the keypoints of the box.
         """
-        points, image = torch.from_numpy(landmarks), _tensor(picture)
+        points, image = torch.from_numpy(landmarks), tensor(picture)
         part = (box.x0, box.y0, box.side)
         face, face_mesh, _ = face_window(picture, landmarks)
         matte = self.matte.alpha(image, points, part, self.silhouette)
-        scene = Scene(image, matte, points, part, _tensor(face), torch.from_numpy(face_mesh))
+        scene = Scene(image, matte, points, part, tensor(face), torch.from_numpy(face_mesh))
         return Prepared(scene, motion, self.surface(motion))
 
     def draw(self, prepared: Prepared, motion: Tensor, size: int | None, mesh: Tensor | None = None) -> Tensor:
-        """Frames (B, 3, h, w) in [0, 1] under motion (B, 10, 6): the box at size × size, or (None) the whole picture.
+        """Frames (B, h, w, 3) uint8 under motion (B, 10, 6): the box at size × size, or (None) the whole picture.
 
         mesh: (B, 478, 2) in the box's [-1, 1], where it is known; else it is read from the motion.
         """
@@ -98,7 +100,8 @@ class LayeredRenderer(nn.Module):
             points = prepared.scene.mesh[:, :2] + (self.surface(motion) - prepared.rest) * (side / 2)
         else:
             points = (mesh + 1) * (side / 2) + torch.tensor([x0, y0])
-        return self.draw_mesh(prepared.scene, points, size, _body(prepared.motion, motion, x0, y0, side))
+        body = body_map(prepared.motion, motion, x0, y0, side)
+        return self.draw_mesh(prepared.scene, points, size, body)
 
     def draw_mesh(self, scene: Scene, mesh: Tensor, size: int | None, body: Tensor | None = None) -> Tensor:
         """The same under meshes (B, 478, 2) in pixels of the picture.
@@ -108,38 +111,52 @@ class LayeredRenderer(nn.Module):
         at = scene.view(size)
         mesh = at.placed(mesh)
         if body is not None:
-            body = _in_view(body, at)
-        offset = at.offsets(mesh, view(at.solver, mesh), body)
-        painted = [piece for organ in at.organs for piece in self._organ(organ, at, mesh, offset)]
-        own = at.warped(offset)
-        frames = own[:, :3] + (1 - own[:, 3:]).clamp(0, 1) * at.plate
-        for b, rows, columns, piece in painted:
-            frames[b, :, rows, columns] += piece
-        return frames.clamp(0, 1)
+            body = in_view(body, at)
+        part, rows, columns = self._changed(at, mesh, body)
+        frames = at.rest.expand(len(mesh), -1, -1, -1).clone()
+        frames[:, rows, columns] = to_bytes(part)
+        return frames
+
+    def _changed(self, at: View, mesh: Tensor, body: Tensor | None) -> tuple[Tensor, slice, slice]:
+        """What of frames differs from the picture, (B, 3, h, w) in [0, 1], and where: rows and columns."""
+        head = view(at.solver, mesh)
+        field, light = at.field(mesh, head, body), None
+        if self.residual is not None:
+            change = at.look.carried(self.residual(at.look.given(field, head)))
+            field, light = field + change[:, :2], change[:, 2:].exp()
+        rows, columns = part = at.changed(field)
+        places = at.enlarged(field * at.to_own[:, None, None], *part).add_(at.still[..., rows, columns])
+        painted = [piece for organ in at.organs for piece in self._organ(organ, at, mesh, places, part)]
+        person = at.warped(places)
+        for b, *where, piece in painted:
+            person[b, :3, where[0], where[1]] += piece
+        if light is not None:
+            person[:, :3] *= at.enlarged(light, *part)
+        behind = torch.sub(1, person[:, 3:]).clamp_(0, 1) * at.plate[..., rows, columns]
+        return behind.add_(person[:, :3]), rows, columns
 
     def _organ(
-        self, organ: OrganInView, at: View, mesh: Tensor, offset: Tensor
+        self, organ: OrganInView, at: View, mesh: Tensor, places: Tensor, part: tuple[slice, slice]
     ) -> list[tuple[int, slice, slice, Tensor]]:
-        """What is added to frames (number, rows, columns, colours); the warp under the window is set in `offset`."""
+        """What is added to frames' `part` (number, rows, columns, colours); the warp under the window is set in
+        `places`."""
         target = organ.turned(mesh)
         window = organ.window(target)
-        given = prompt(organ.kind, organ.face, organ.face_frame, organ.face_mesh, window, target, FACE_SCALE)
-        with drawing_precision(mesh, self.precision):
-            painted = (self.mouth if organ.kind is MOUTH else self.eye)(given)
+        given = organ.asked.prompt(window, target)
+        painted = (self.mouth if organ.kind is MOUTH else self.eye)(given)
         shown = organ.shown(target, window)[:, None, None, None]
-        change = shown * (painted - given.channels[:, :3])
-        maps = torch.cat([change, given.field.permute(0, 3, 1, 2), shown * organ.rim], 1)
+        maps = torch.cat([shown * (painted - given.warped), given.field.permute(0, 3, 1, 2), shown * organ.rim], 1)
         found = []
-        for b in range(len(mesh)):
-            rows, columns = organ.reach(window[b : b + 1], at.height, at.width)
-            pixels = at.pixels[rows, columns]
-            if not pixels.numel():
+        for b, here in enumerate(organ.turned_window(window)):
+            rows, columns = organ.reach(here, *part)
+            if rows.start >= rows.stop or columns.start >= columns.stop:
                 continue
-            here, uv = organ.spread(maps[b : b + 1], window[b : b + 1], pixels)
-            place = organ.origin(uv + here[3:5].permute(1, 2, 0))
-            part = offset[b, rows, columns]
-            part += here[5, ..., None] * (place - pixels - part)
-            found.append((b, rows, columns, here[:3]))
+            new, uv = organ.spread(maps[b], here, at.x[columns], at.y[rows])
+            rows, columns = (
+                slice(x.start - y.start, x.stop - y.start) for x, y in zip((rows, columns), part, strict=True)
+            )
+            places[b, :, rows, columns].lerp_(affine(organ.origin, *(uv + new[3:5])), new[5])
+            found.append((b, rows, columns, new[:3]))
         return found
 
     # As the other reenactors: pictures of 256 × 256
@@ -156,7 +173,7 @@ class LayeredRenderer(nn.Module):
 
     def render(self, state: Prepared, motion: Tensor) -> Tensor:
         """Frames (B, 3, 256, 256) in [0, 1]."""
-        return self.draw(state, motion, SIZE)
+        return self.draw(state, motion, SIZE).permute(0, 3, 1, 2).float() / 255
 
 
 class Prepared:
@@ -166,7 +183,7 @@ class Prepared:
         self.scene, self.motion, self.rest = scene, motion, rest
 
 
-def _body(rest: Tensor, motion: Tensor, x0: float, y0: float, side: float) -> Tensor:
+def body_map(rest: Tensor, motion: Tensor, x0: float, y0: float, side: float) -> Tensor:
     """The body's affine map (B, 3, 2) in the picture's pixels, from the keypoint that follows neck and shoulders.
 
     z -> p_D + J_D J_S^-1 (z - p_S) in the box's [-1, 1].
@@ -179,7 +196,7 @@ def _body(rest: Tensor, motion: Tensor, x0: float, y0: float, side: float) -> Te
     return torch.cat([linear.transpose(1, 2), moved[:, None]], 1)
 
 
-def _in_view(body: Tensor, at: View) -> Tensor:
+def in_view(body: Tensor, at: View) -> Tensor:
     """An affine map of the picture's pixels as one of the frames'."""
     origin = torch.tensor(at.origin)
     middle = (0.5 / at.scale - 0.5) + origin  # of the frame's pixel 0, in the picture
@@ -187,5 +204,5 @@ def _in_view(body: Tensor, at: View) -> Tensor:
     return torch.cat([body[:, :2], shift[:, None]], 1)
 
 
-def _tensor(picture: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].float() / 255
+def tensor(picture: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255

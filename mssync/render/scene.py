@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from threading import Lock
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mssync.faces import EYE_CORNERS, N_SKIN, mirror_points
-from mssync.render.field import Hiding, eased, seen, thin_plate, view, view_solver
-from mssync.render.organs import EYE, FACE, MOUTH, Organ, framed, inside, mirror_mesh, placed, source_frame
-from mssync.render.painter import rim
+from mssync.render.field import Hiding, affine, eased, enlarging, seen, thin_plate, view, view_solver
+from mssync.render.organs import EYE, FACE, MOUTH, Organ, framed, inside, mirror_mesh, source_frame
+from mssync.render.painter import Asked, rim
 from mssync.render.plate import parted
+from mssync.render.residual import CELLS as LOOK
 
 # fmt: off
 OVAL = (
@@ -32,12 +34,13 @@ STIFFNESS = 2e-4  # of the field, in coordinates of [-1, 1]
 HIDDEN = 50.0  # the same at points that a turn hides: they do not count
 HIDES = 0.7  # distances of the eyes: how far apart points may be that hide each other
 CELLS = 64  # of the field along the picture's longer side
-SMOOTH = 2  # times as many of it, by cubic interpolation; from there on by linear one
 PAD = 0.2  # of the side: what lies around the drawn part and may move into it
 CROWN = 0.1  # of the height: over so much a head that the picture's top cuts off is made to end
 DOUBLED = 800 * 800  # pixels of a frame up to which the person is stored twice as fine, so that moving it blurs less
+FADING = 0.15  # of half the box: the rim in which the residual ends, in a picture that is drawn whole
 LANCZOS = 4  # lobes of the window by which that is done
 
+FACE_SCALE = torch.tensor([float(FACE.size[1]), float(FACE.size[0])])
 Box = tuple[float, float, float]  # x, y, side in pixels
 
 
@@ -99,7 +102,12 @@ class View:
             self.height = self.width = size
             self.origin, self.scale = scene.box[:2], size / scene.box[2]
         self.pad = 0 if size is None else round(PAD * size)
-        self._part(scene)
+        own, plate = layers(scene, self.origin, self.scale, self.height, self.width, self.pad)
+        self.fine = self.height * self.width <= DOUBLED
+        self.own = doubled(own) if self.fine else own
+        inner = (..., slice(self.pad, self.pad + self.height), slice(self.pad, self.pad + self.width))
+        self.plate = plate[inner].contiguous()
+        self.rest = to_bytes(own[inner][:, :3] + (1 - own[inner][:, 3:]) * self.plate)[0]  # (H, W, 3) uint8
         self.mesh = torch.cat([self.placed(scene.mesh[:, :2]), scene.mesh[:, 2:] * self.scale], 1)[None]
         self.solver = view_solver(self.mesh)
         points, self.follows = around(self.mesh[0])
@@ -110,28 +118,23 @@ class View:
         self.cell = max(self.height, self.width) / CELLS
         rows, columns = (math.ceil(side / self.cell) for side in (self.height, self.width))
         self.cells = pixel_grid(rows, columns, self.cell)
-        self.pixels = pixel_grid(self.height, self.width)
+        self.enlarging = [enlarging(n, round(n * self.cell)) for n in (rows, columns)]
+        self.enlarging[0], self.enlarging[1] = self.enlarging[0][: self.height], self.enlarging[1][: self.width]
+        self.person = self._person(own)
+        self.x, self.y = torch.arange(float(self.width)), torch.arange(float(self.height))[:, None]
+        self.to_own = torch.tensor([2 / (self.width + 2 * self.pad), 2 / (self.height + 2 * self.pad)])
+        still = torch.stack(torch.broadcast_tensors(self.x, self.y))
+        self.still = self.in_own(still[None])  # (1, 2, H, W)
         kinds = ((MOUTH, False), (EYE, False), (EYE, True))
         self.organs = [OrganInView(kind, mirrored, self, scene) for kind, mirrored in kinds]
-
-    def _part(self, scene: Scene) -> None:
-        # Outside of the picture what is at its border goes on straight; a person's colours are mirrored there.
-        parts = ((scene.picture, "reflection"), (scene.picture, "border"), (scene.matte, "border"))
-        place = (self.origin, self.scale, self.height, self.width, self.pad)
-        mirrored, straight, matte = (_cut(layer, *place, outside).clamp(0, 1) for layer, outside in parts)
-        rows = torch.arange(self.height + 2 * self.pad) - self.pad + self.origin[1] * self.scale
-        matte = matte * (1 + rows / (CROWN * self.height)).clamp(0, 1)[:, None]
-        own, plate = parted(torch.lerp(straight, mirrored, matte), matte)
-        self.own = doubled(own) if self.height * self.width <= DOUBLED else own
-        inner = [slice(self.pad, self.pad + side) for side in (self.height, self.width)]
-        self.plate = plate[..., inner[0], inner[1]].contiguous()
+        self.look = Look(scene, self)
 
     def placed(self, points: Tensor) -> Tensor:
         """Points (..., 2) in the picture's pixels -> in the frames'."""
         return (points + 0.5 - torch.tensor(self.origin)) * self.scale - 0.5
 
-    def offsets(self, mesh: Tensor, head: Tensor, body: Tensor | None) -> Tensor:
-        """Where the pixels of new frames come from, (B, H, W, 2), minus where they are.
+    def field(self, mesh: Tensor, head: Tensor, body: Tensor | None) -> Tensor:
+        """Where cells of new frames come from, minus where they are: (B, 2, rows, columns).
 
         mesh (B, 478, 2); head (B, 4, 2): its `field.view`; body (B, 3, 2): an affine map [x, y, 1] @ body, None: still.
         """
@@ -143,42 +146,117 @@ class View:
         unit = max(self.height, self.width) / 2
         stiffness = STIFFNESS + HIDDEN * self.hiding(head)
         field = thin_plate(target / unit, source - target, self.cells.flatten(0, 1) / unit, stiffness)
-        field = field.unflatten(1, self.cells.shape[:2]).permute(0, 3, 1, 2)
-        field = F.interpolate(field, scale_factor=float(SMOOTH), mode="bicubic")
-        size = [round(side * self.cell / SMOOTH) for side in field.shape[2:]]
-        field = F.interpolate(field, size=size, mode="bilinear")
-        return field[..., : self.height, : self.width].permute(0, 2, 3, 1)
+        return field.unflatten(1, self.cells.shape[:2]).permute(0, 3, 1, 2)
 
-    def warped(self, offset: Tensor) -> Tensor:
-        """The person's pixels under offsets (B, H, W, 2): premultiplied RGBA (B, 4, H, W)."""
-        height, width = self.height + 2 * self.pad, self.width + 2 * self.pad
-        at = (self.pixels + offset + (self.pad + 0.5)) * torch.tensor([2 / width, 2 / height]) - 1
-        own = self.own.expand(len(offset), -1, -1, -1)
-        return F.grid_sample(own, at, mode="bicubic", padding_mode="border", align_corners=False)
+    def _person(self, own: Tensor) -> Tensor:
+        """Which cells, and others as large around the view, have anything of the person's layer: (1, 1, r, c)."""
+        rows, columns = (math.ceil(side / self.cell) for side in own.shape[2:])
+        shown = F.adaptive_max_pool2d((own[:, 3:] > 0).float(), (rows, columns))
+        return F.max_pool2d(shown, 3, 1, 1)
+
+    def changed(self, field: Tensor) -> tuple[slice, slice]:
+        """Rows and columns of frames that may differ from the picture under a field (B, 2, rows, columns)."""
+        cells = self.cells.permute(2, 0, 1)[None]
+        places = self.in_own(torch.cat([cells, cells + field])).permute(0, 2, 3, 1)
+        person = self.person.expand(len(places), -1, -1, -1)
+        there = F.grid_sample(person, places, padding_mode="border", align_corners=False).amax((0, 1)) > 0
+        found = []
+        for dim, side in ((1, self.height), (0, self.width)):
+            at = there.any(dim).nonzero()
+            first, last = (int(at[0]), int(at[-1]) + 1) if len(at) else (0, 0)
+            found.append(slice(math.floor(first * self.cell), min(math.ceil(last * self.cell), side)))
+        return found[0], found[1]
+
+    def in_own(self, places: Tensor) -> Tensor:
+        """Places (B, 2, h, w) in pixels -> in the [-1, 1] of the person's layer."""
+        return (places + self.pad + 0.5) * self.to_own[:, None, None] - 1
+
+    def enlarged(self, maps: Tensor, rows: slice, columns: slice) -> Tensor:
+        """Maps of cells (B, c, r, c) -> of a part's pixels (B, c, h, w)."""
+        tall, wide = self.enlarging
+        return tall[rows] @ (maps @ wide[columns].T)
+
+    def warped(self, places: Tensor) -> Tensor:
+        """The person's pixels at places (B, 2, h, w), `in_own`: premultiplied RGBA (B, 4, h, w)."""
+        own = self.own.expand(len(places), -1, -1, -1)
+        mode = "bilinear" if self.fine else "bicubic"
+        return F.grid_sample(own, places.permute(0, 2, 3, 1), mode=mode, padding_mode="border", align_corners=False)
+
+
+class Look:
+    """What the residual network sees of a view: the part that is drawn in CELLS × CELLS cells, warped by its field."""
+
+    def __init__(self, scene: Scene, at: View) -> None:
+        x0, y0, side = scene.box
+        pad = round(PAD * LOOK)
+        own, _ = layers(scene, (x0, y0), LOOK / side, LOOK, LOOK, pad)
+        corner = at.placed(torch.tensor([x0, y0]) - 0.5)  # of the box, in the view
+        self.cell = side * at.scale / LOOK
+        self.cells = pixel_grid(LOOK, LOOK, self.cell) + (corner + 0.5)
+        face = inked(scene.mesh[list(OVAL), :2], (x0, y0, side), LOOK, pad)
+        self.layers = torch.cat([own, face], 1)
+        self.rest = own[:, 3:, pad : pad + LOOK, pad : pad + LOOK]
+        self.frame = source_frame(FACE, at.mesh)
+        self.whole = at.origin != tuple(scene.box[:2]) or max(at.height, at.width) != round(side * at.scale)
+        self.extent = torch.tensor([at.cells.shape[1], at.cells.shape[0]]) * at.cell  # of the view's cells, in pixels
+        if self.whole:
+            self.there = (at.cells - corner) * (2 / (side * at.scale)) - 1
+
+    def given(self, field: Tensor, head: Tensor) -> Tensor:
+        """(B, 18, 64, 64) for a field of the view (B, 2, rows, columns) and the head's view (B, 4, 2)."""
+        count, size = len(field), LOOK + 2 * ((self.layers.shape[-1] - LOOK) // 2)
+        if self.whole:
+            places = (self.cells + 0.5) * (2 / self.extent) - 1
+            field = F.grid_sample(field, places.expand(count, -1, -1, -1), padding_mode="border", align_corners=False)
+        offset = field / self.cell
+        pad = (size - LOOK) // 2
+        at = (pixel_grid(LOOK, LOOK) + offset.permute(0, 2, 3, 1) + (pad + 0.5)) * (2 / size) - 1
+        warped = F.grid_sample(self.layers.expand(count, -1, -1, -1), at, padding_mode="border", align_corners=False)
+        window = framed(self.frame, head)
+        uv = inside(window, self.cells.flatten(0, 1).expand(count, -1, -1)).clamp(-4, 4)
+        uv = uv.unflatten(1, (LOOK, LOOK)).permute(0, 3, 1, 2)
+        turned = head[:, :3] - torch.eye(3, 2)
+        shift = (window[:, 2] - self.frame[:, 2, :2]) / self.cell
+        told = torch.cat([turned.flatten(1) * 4, shift / 8], 1)[..., None, None].expand(-1, -1, LOOK, LOOK)
+        return torch.cat([warped, self.rest.expand(count, -1, -1, -1), offset / 4, uv, told], 1)
+
+    def carried(self, change: Tensor) -> Tensor:
+        """What the network tells (B, 5, 64, 64), for the view's cells, offsets in its pixels: (B, 5, rows, columns)."""
+        change = torch.cat([change[:, :2] * self.cell, change[:, 2:]], 1)
+        if not self.whole:
+            return change
+        edge = eased(1 - pixel_grid(LOOK, LOOK, 2 / LOOK).add(1 / LOOK - 1).abs().amax(-1), 0.0, FADING)
+        there = self.there.expand(len(change), -1, -1, -1)
+        return F.grid_sample(change * edge, there, padding_mode="zeros", align_corners=False)
 
 
 class OrganInView:
     """One organ of a view: its window in the source, and in the picture of the face that the painter sees.
 
-    The eye on the right is mirrored: its meshes and places are those of mirrored pictures.
+    The eye on the right is mirrored: its meshes and windows are those of mirrored pictures.
     """
 
     def __init__(self, kind: Organ, mirrored: bool, at: View, scene: Scene) -> None:
         self.kind, self.mirrored, self.last = kind, mirrored, at.width - 1.0
-        mesh, self.face, face_mesh = self.turned(at.mesh), scene.face, scene.face_mesh[None]
+        mesh, face, face_mesh = self.turned(at.mesh), scene.face, scene.face_mesh[None]
         if mirrored:
-            self.face, face_mesh = self.face.flip(3), mirror_mesh(face_mesh, FACE.size[1] - 1.0)
+            face, face_mesh = face.flip(3), mirror_mesh(face_mesh, FACE.size[1] - 1.0)
         self.mesh, self.frame, self.solver = mesh[..., :2], source_frame(kind, mesh), view_solver(mesh)
-        self.face_frame, self.face_mesh = source_frame(kind, face_mesh)[..., :2], face_mesh[..., :2]
+        self.asked = Asked(kind, face, source_frame(kind, face_mesh)[..., :2], face_mesh[..., :2], FACE_SCALE)
         self.rim = rim(kind)
+        origin = self.turned_window(self.frame[..., :2])[0]
+        self.origin = torch.cat([origin[:2], origin[2:] + at.pad + 0.5]) * at.to_own
+        self.origin[2] -= 1  # (3, 2): from (u, v) to the place in the person's layer
 
     def turned(self, mesh: Tensor) -> Tensor:
         """Meshes (B, 478, 2 or 3) as this organ takes them."""
         return mirror_mesh(mesh, self.last) if self.mirrored else mesh
 
-    def turned_places(self, places: Tensor) -> Tensor:
-        """The same of places (..., 2), there and back."""
-        return torch.stack([self.last - places[..., 0], places[..., 1]], -1) if self.mirrored else places
+    def turned_window(self, window: Tensor) -> Tensor:
+        """Windows (B, 3, 2) of mirrored pictures as they are in pictures."""
+        if not self.mirrored:
+            return window
+        return torch.stack([torch.tensor([0.0, 0.0, self.last]) - window[..., 0], window[..., 1]], -1)
 
     def window(self, mesh: Tensor) -> Tensor:
         """(B, 3, 2): where the window is in frames with meshes (B, 478, 2), `turned`."""
@@ -194,25 +272,53 @@ class OrganInView:
         scale = (torch.linalg.det(window[:, :2]) / torch.linalg.det(self.frame[:, :2, :2])).abs().sqrt()
         return eased(wide / (source * scale.clamp_min(1e-3)), *self.kind.narrow)
 
-    def reach(self, window: Tensor, height: int, width: int) -> tuple[slice, slice]:
-        """Rows and columns of a frame that a window (1, 3, 2) covers."""
+    def reach(self, window: Tensor, rows: slice, columns: slice) -> tuple[slice, slice]:
+        """Rows and columns, of those of a frame, that a window (3, 2) covers."""
         ratio = self.kind.size[0] / self.kind.size[1]
         corners = torch.tensor([[-1, -ratio], [1, -ratio], [-1, ratio], [1, ratio]])
-        there = self.turned_places(placed(window, corners[None])[0])
-        (left, top), (right, bottom) = there.amin(0).floor().long().tolist(), there.amax(0).ceil().long().tolist()
-        return slice(max(top, 0), min(max(bottom + 1, 0), height)), slice(max(left, 0), min(max(right + 1, 0), width))
+        there = corners @ window[:2] + window[2]
+        low, high = there.amin(0).floor().long().tolist(), there.amax(0).ceil().long().tolist()
+        parts = ((rows, low[1], high[1]), (columns, low[0], high[0]))
+        found = [slice(max(start, part.start), min(stop + 1, part.stop)) for part, start, stop in parts]
+        return found[0], found[1]
 
-    def spread(self, maps: Tensor, window: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps (1, c, h, w) of the window at pixels (m, n, 2) of a frame -> (c, m, n), and their (u, v) (m, n, 2)."""
-        flat = self.turned_places(pixels).flatten(0, 1)[None]
-        uv = inside(window, flat).unflatten(1, pixels.shape[:2])
-        at = uv * torch.tensor([1.0, self.kind.size[1] / self.kind.size[0]])
-        return F.grid_sample(maps, at, padding_mode="zeros", align_corners=False)[0], uv[0]
+    def spread(self, maps: Tensor, window: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps (c, h, w) of the window (3, 2) at pixels x (n,), y (m, 1) -> (c, m, n), and their (u, v) (2, m, n)."""
+        inverse = torch.linalg.inv(window[:2])
+        uv = affine(torch.cat([inverse, -window[2:] @ inverse]), x, y)
+        at = uv * torch.tensor([1.0, self.kind.size[1] / self.kind.size[0]])[:, None, None]
+        at = at.permute(1, 2, 0)[None]
+        return F.grid_sample(maps[None], at, padding_mode="zeros", align_corners=False)[0], uv
 
-    def origin(self, uv: Tensor) -> Tensor:
-        """Places (m, n, 2) of the source at (u, v) (m, n, 2)."""
-        there = placed(self.frame[..., :2], uv.flatten(0, 1)[None])[0].unflatten(0, uv.shape[:2])
-        return self.turned_places(there)
+
+def layers(
+    scene: Scene, origin: tuple[float, ...], scale: float, height: int, width: int, pad: int
+) -> tuple[Tensor, Tensor]:
+    """Person (1, 4, h, w), premultiplied RGBA, and plate (1, 3, h, w): a part of a picture, with `pad` pixels around."""
+    # Outside of the picture what is at its border goes on straight; a person's colours are mirrored there.
+    parts = ((scene.picture, "reflection"), (scene.picture, "border"), (scene.matte, "border"))
+    cut = (_cut(layer, origin, scale, height, width, pad, outside).clamp(0, 1) for layer, outside in parts)
+    mirrored, straight, matte = cut
+    rows = torch.arange(height + 2 * pad) - pad + origin[1] * scale
+    matte = matte * (1 + rows / (CROWN * height)).clamp(0, 1)[:, None]
+    return parted(torch.lerp(straight, mirrored, matte), matte)
+
+
+def inked(outline: Tensor, box: Box, size: int, pad: int) -> Tensor:
+    """The inside of an outline (n, 2), a little grown, at size × size with `pad` pixels around: (1, 1, h, w)."""
+    import cv2
+
+    fine, side = 4, size + 2 * pad
+    points = (outline.numpy() + 0.5 - np.array(box[:2], np.float32)) * np.float32(size / box[2]) + pad
+    mask = np.zeros((side * fine, side * fine), np.float32)
+    cv2.fillPoly(mask, [np.rint(points * fine).astype(np.int32)], (1.0,))
+    grown = F.max_pool2d(torch.from_numpy(mask)[None, None], 2 * fine + 1, 1, fine)
+    return F.avg_pool2d(grown, (2 * fine + 1), 1, fine)[..., fine // 2 :: fine, fine // 2 :: fine]
+
+
+def to_bytes(pictures: Tensor) -> Tensor:
+    """(B, 3, H, W) in [0, 1] -> (B, H, W, 3) uint8."""
+    return (pictures * 255).round_().clamp_(0, 255).byte().permute(0, 2, 3, 1)
 
 
 def pixel_grid(rows: int, columns: int, step: float = 1.0) -> Tensor:

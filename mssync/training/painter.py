@@ -20,7 +20,7 @@ from mssync.metrics.appearance import laplacian
 from mssync.precision import choose, drawing_precision
 from mssync.render.field import view, view_solver
 from mssync.render.organs import FACE, framed, grid, mirror_mesh, source_frame
-from mssync.render.painter import ORGANS, Painter, Prompt, prompt, sampled
+from mssync.render.painter import ORGANS, Asked, Painter, Prompt, sampled
 from mssync.training.adversary import PatchDiscriminator
 from mssync.training.common import Average, Run, cosine_rate, launched, write_sheet
 from mssync.training.perceptual import PerceptualLoss
@@ -88,7 +88,7 @@ def posed(organ: str, source: Tensor, mesh: Tensor, target: Tensor, wanted: Tens
     kind = ORGANS[organ]
     frame, head = source_frame(kind, mesh), view(view_solver(mesh), wanted[..., :2])
     there = framed(frame, head)
-    given = prompt(kind, source, frame[..., :2], mesh[..., :2], there, wanted[..., :2], SCALE)
+    given = Asked(kind, source, frame[..., :2], mesh[..., :2], SCALE).prompt(there, wanted[..., :2])
     real = sampled(target, there, grid(kind.size).expand(len(target), -1, -1, -1), SCALE)
     return given, real
 
@@ -197,7 +197,7 @@ def evaluate(model: torch.nn.Module, pairs: Pairs, precision: str) -> tuple[dict
         )
         with drawing_precision(real, precision):
             painted = model(given)
-        warped, still = given.channels[:, :3], given.channels[:, 3:6] / 2 + 0.5
+        warped, still = given.warped, given.channels[:, 3:6] / 2 + 0.5
         near, gap = given.near, given.gap[:, 0]
         sums += [float(((x - real).abs() * near).sum()) for x in (painted, warped, still)] + [
             float((laplacian(x).square() * gap).sum()) for x in (painted, real)
