@@ -69,7 +69,7 @@ T = TypeVar("T")
 MODELS = {"compact": weights.SHIPPED}  # a model is a folder with these files
 REENACTOR_FILE, GENERATOR_FILE = "reenactor.safetensors", "generator.safetensors"
 LIVE_FILE = "generator_live.safetensors"  # of the same folder: hears little of what is to come
-REENACTORS = ("layered", "compact", "fomm")  # kinds of model files that draw faces
+REENACTORS = ("layered", "fomm")  # kinds of model files that draw faces
 DEVICES = ("cpu", "cuda", "mps")
 
 BATCH = 4  # frames that a core draws at once: with more, memory is asked for anew each time
@@ -310,7 +310,7 @@ class Pipeline:
         generator: MotionGenerator | None,
         *,
         audio_kind: str = "logfbank",
-        name: str = "compact",
+        name: str = "layered",
         device: torch.device | str = "cpu",
         face_mesh: FaceMesh | None = None,
     ) -> None:

@@ -119,7 +119,7 @@ class GeneratorTraining:
     lambda_av: float = 8.0
     lambda_adv: float = 0.1
     lambda_rec: float = 1.0
-    lambda_lips: float = 0.0  # shape of the lips, for motion of the compact reenactor alone (ours)
+    lambda_lips: float = 0.0  # shape of the lips, for motion of the space compact-1 alone (ours)
     lambda_shape: float = 0.0  # shape of the face; needs lambda_lips (ours)
     lambda_pose: float = 0.0  # how much and how fast the head moves; needs lambda_lips (ours)
     quiet: float = (
@@ -133,46 +133,6 @@ class GeneratorTraining:
     average: float = 0.999  # decay of the moving average of the generator that is kept (ours)
     max_gradient: float | None = None  # norm above which the generator's gradient is scaled down (ours)
     max_minutes: float | None = None  # stop early after this much time
-
-
-@dataclass
-class ReenactorConfig:
-    """Sizes of the compact reenactor: the keyword arguments of `reenact.compact.CompactReenactor` (ours)."""
-
-    body_width: int = 16
-    motion_width: int = 32
-    painter_width: int = 32
-    blocks: int = 3
-    motion_space: str = "unnamed"  # the name of its motion; made up when a run begins unless given
-
-
-@dataclass
-class ReenactorTraining:
-    """Schedule of the compact reenactor and weights of its losses (ours). See training/reenactor.py."""
-
-    motion_steps: int = 2500  # stage 1: dense motion and the learned keypoint, guided by mesh and optical flow
-    low_steps: int = 2500  # stage 2: detector frozen, the painter joins, 128×128
-    full_steps: int = 2500  # stage 3: 256×256
-    sharp_steps: int = 500  # stage 4: 256×256 with a discriminator
-    motion_batch: int = 24
-    low_batch: int = 16
-    full_batch: int = 8
-    lr: float = 5e-4
-    warmup: int = 100  # steps
-    average: float = 0.998  # decay of the moving average of the weights that is kept
-    reconstruction: float = 10.0
-    generated: float = 3.0  # the same for generated pixels alone, so that they are trained everywhere
-    warped: float = 3.0  # and for warped pixels alone
-    perceptual: float = 1.0
-    mesh: float = 20.0  # offset field at the face mesh
-    flow: float = 10.0  # offset field against optical flow
-    guidance_final: float = 0.25  # factor of these two at the end of stage 2 and later
-    equivariance: float = 1.0
-    adversarial: float = 0.05
-    matching: float = 1.0  # of the discriminator's features
-    precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"
-    workers: int = 1  # processes that read frames
-    seed: int = 0
 
 
 @dataclass
@@ -265,8 +225,6 @@ class Config:
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     syncer_training: SyncerTraining = field(default_factory=SyncerTraining)
     generator_training: GeneratorTraining = field(default_factory=GeneratorTraining)
-    reenactor: ReenactorConfig = field(default_factory=ReenactorConfig)
-    reenactor_training: ReenactorTraining = field(default_factory=ReenactorTraining)
     matte_training: MatteTraining = field(default_factory=MatteTraining)
     painter_training: PainterTraining = field(default_factory=PainterTraining)
     residual_training: ResidualTraining = field(default_factory=ResidualTraining)

@@ -4,14 +4,13 @@ A motion is a float32 array (T, 10, 6) at 25 frames a second: ten keypoints, eac
 ``[x, y, j00, j01, j10, j11]``, coordinates in [-1, 1] (x right, y down) and the 2×2 Jacobian around the
 keypoint, row by row. One frame of it, (10, 6), is called a pose.
 
-Motion belongs to a *space*, that of the keypoint detector which reads it. A space has a name, given once, when the
-training of its detector begins or a public checkpoint is converted, and stored in every file that holds motion or was
+Motion belongs to a *space*, that of the keypoint detector which reads it. A space has a name, given once, when its
+detector is trained or a public checkpoint is converted, and stored in every file that holds motion or was
 trained on it. Files fit when the names are the same.
 """
 
 from __future__ import annotations
 
-import re
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -214,13 +213,6 @@ def _normalised(motion: np.ndarray) -> np.ndarray:
 def space_name(stored: str) -> str:
     """The name of the space that a file means by `stored`: that itself, but for files of version 0.1."""
     return EARLIER_NAMES.get(stored, stored)
-
-
-def check_space_name(name: str) -> str:
-    """The name. Raises InputError unless it is of letters, digits and . + - _ alone."""
-    if not re.fullmatch(r"[\w.+-]+", name):
-        raise InputError(f"the name of a motion space is made of letters, digits and . + - _, not {name!r}")
-    return name
 
 
 # Files

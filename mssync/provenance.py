@@ -58,7 +58,7 @@ class Provenance:
     precision: str = ""
 
     def words(self) -> str:
-        """One line for people: "by MS-Sync 0.1.0, model compact in float32, on 2026-01-31"."""
+        """One line for people: "by MS-Sync 0.2.0, model layered in float32, on 2026-01-31"."""
         if not self.tool:
             return f"marked as {self.source_type}, not by MS-Sync"
         if not self.version:  # files of the first versions

@@ -1,7 +1,8 @@
 """Model files: safetensors in half precision that carry their own configuration.
 
-The metadata of a file holds ``mssync_kind`` (what the weights are: "compact", "fomm", "syncer", "generator",
-"meter"), ``config`` (JSON: the arguments that rebuild the module) and ``training`` (JSON: steps, data, figures).
+The metadata of a file holds ``mssync_kind`` (what the weights are: "layered", "fomm", "syncer", "generator",
+"meter", "painter", "matte"), ``config`` (JSON: the arguments that rebuild the module) and ``training`` (JSON: steps,
+data, figures).
 """
 
 from __future__ import annotations
@@ -97,34 +98,29 @@ def load_model(
     from safetensors.torch import load_file
 
     path, metadata = find(name_or_path), read_metadata(name_or_path)
+    if metadata["kind"] == "compact":
+        raise InputError(
+            f"{path}: a keypoint renderer, which only version 0.1 of MS-Sync draws with; this version draws with "
+            "layered models: take the shipped one, or put your own together (docs/training.md)"
+        )
     if kinds and metadata["kind"] not in kinds:
         raise InputError(f"{path}: holds a {metadata['kind']!r} model where {' or '.join(kinds)} is needed")
     try:
         model = _build(metadata["kind"], metadata["config"])
         state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
         model.load_state_dict(state)
-        if metadata["kind"] in ("compact", "fomm"):
-            _name_earlier_space(model, metadata["config"])
+        if metadata["kind"] == "fomm" and "motion_space" not in metadata["config"]:
+            from mssync.reenact.fomm import FOMM, earlier_space
+
+            assert isinstance(model, FOMM)
+            model.space = earlier_space(model)
     except (TypeError, KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path}: the weights do not fit their configuration ({reason})") from error
     return model.to(device).eval().requires_grad_(False), metadata
 
 
-def _name_earlier_space(reenactor: Any, config: dict[str, Any]) -> None:
-    """Name the motion space of a reenactor whose file is of version 0.1."""
-    from mssync.motion import space_name
-    from mssync.reenact import earlier_space
-
-    if "motion_space" not in config:
-        reenactor.space = space_name(earlier_space(reenactor))
-
-
 def _build(kind: str, config: dict[str, Any]) -> nn.Module:
-    if kind == "compact":
-        from mssync.reenact.compact import CompactReenactor
-
-        return CompactReenactor(**config)
     if kind == "fomm":
         from mssync.reenact.fomm import build
 

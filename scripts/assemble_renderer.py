@@ -1,7 +1,7 @@
 """Put a layered renderer together: `python scripts/assemble_renderer.py DETECTOR MOUTH EYE MATTE OUT`.
 
-DETECTOR: a file of the kind compact or layered, whose keypoint detector and motion space are taken over; MOUTH, EYE,
-MATTE: what `mssync train mouth`, `eye` and `matte` made, or a layered renderer whose network stays.
+DETECTOR: a layered renderer, whose keypoint detector and motion space are taken over; MOUTH, EYE, MATTE: what
+`mssync train mouth`, `eye` and `matte` made, or a layered renderer whose network stays.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mssync.weights import load_model, save_model
 
 
 def main(detector: str, mouth: str, eye: str, matte: str, out: str) -> None:
-    base, _ = load_model(detector, kinds=("compact", "layered"))
+    base, _ = load_model(detector, kinds=("layered",))
     parts, trained = {}, {}
     for name, path in (("mouth", mouth), ("eye", eye), ("matte", matte)):
         model, about = load_model(path, kinds=("painter", "matte", "layered"))

@@ -10,14 +10,13 @@ import numpy as np
 
 from mssync import audio, faces
 from mssync.metrics import frontal
-from mssync.reenact import mesh, surface
+from mssync.reenact import mesh
 
 
 def main() -> None:
     np.save(faces.MIRROR_FILE, faces.find_mirror_points())
     np.save(mesh.MAP_FILE, mesh.fit_mesh_map())
     np.save(frontal.VIEW_FILE, frontal.fit_view_reading())
-    np.savez(surface.EDGES_FILE, **surface.fit_edges())
     np.savez_compressed(audio.BANK_FILE, mel=audio.mel_filters(), cepstra=audio.cepstral_transform())
 
 

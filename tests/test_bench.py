@@ -12,10 +12,9 @@ import torch
 from typer.testing import CliRunner
 
 from mssync import bench as module
-from mssync.bench import Bench, Figure, Reference, as_json, as_markdown, run
+from mssync.bench import Bench, Figure, Reference, as_json, as_markdown, in_turns, run
 from mssync.cli import app
 from mssync.errors import InputError
-from mssync.metrics.speed import in_turns
 
 
 @pytest.fixture

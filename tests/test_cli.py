@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import subprocess
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fakes import FakeClip, FakeGenerator, FakeMesh, FakeReenactor, speech
+from fakes import FakeGenerator, FakeMesh, FakeReenactor, speech
 from PIL import Image
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
@@ -71,6 +70,8 @@ def files(tmp_path) -> Path:
     whole = (folder / "driving.mp4").read_bytes()
     (folder / "truncated.mp4").write_bytes(whole[: len(whole) // 2])
     save_file({"a": np.zeros(3, np.float32)}, folder / "other.safetensors")
+    of_version_0_1 = {"mssync_kind": "compact", "config": '{"blocks": 3}', "training": "{}"}
+    save_file({"a": np.zeros(3, np.float32)}, folder / "keypoints.safetensors", of_version_0_1)
     torch.save({"a": torch.zeros(3)}, folder / "other.pth.tar")
     (folder / "pickle.pth.tar").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     np.savez(folder / "other.npz", a=np.zeros(3))
@@ -179,6 +180,8 @@ MISTAKES = {
         [*SPEAK, "-o", "o.mp4", "--model", "IN/other.safetensors"],
         "other.safetensors",
     ),
+    "a keypoint renderer": ([*SPEAK, "-o", "o.mp4", "--model", "IN/keypoints.safetensors"], "version 0.1"),
+    "motion of a keypoint renderer": (["extract", "IN", "--model", "IN/keypoints.safetensors"], "version 0.1"),
     "unknown device": (
         [*SPEAK, "-o", "o.mp4", "--model", "x", "--device", "abacus"],
         "abacus",
@@ -194,8 +197,7 @@ MISTAKES = {
     "info of an unknown model": (["info", "IN/other.safetensors"], "other.safetensors"),
     "training without data": ([*TRAIN_SYNCER, "--data", "no", "--run", "r"], "preprocess"),
     "extracting from no prepared folder": (["extract", "no"], "preprocess"),
-    "sheets without portraits": (["eval", "reenactor", "--data", "IN", "--sheets", "s"], "--portraits"),
-    "measuring without data": (["eval", "reenactor", "--data", "no"], "preprocess"),
+    "measuring without data": (["eval", "sync", "--data", "no"], "preprocess"),
     "pictures of no video": (["eval", "picture", "no", "-o", "o"], "no does not exist"),
     "pictures of small videos": (["eval", "picture", "IN/driving.mp4", "-o", "o", "--min-size", "999"], "999 pixels"),
     "pictures by an unknown model": (["eval", "picture", "IN/driving.mp4", "-o", "o", "--model", "huge"], "compact"),
@@ -264,31 +266,16 @@ def test_interrupting_leaves_nothing(run, files, tmp_path, monkeypatch) -> None:
 
 def test_missing_extra_says_how_to_install(run, files, monkeypatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    result = run("train", "reenactor", "--data", files, "--run", "r")
+    result = run(*TRAIN_SYNCER, "--data", files, "--run", "r")
     assert result.exit_code == 2
     assert 'pip install "mssync[train]"' in result.stderr
 
 
 def test_measuring_needs_its_extra(run, files, monkeypatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    result = run("eval", "reenactor", "--data", files)
+    result = run("eval", "sync", "--data", files)
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert 'pip install "mssync[eval]"' in result.stderr
-
-
-@pytest.mark.slow
-def test_eval_reenactor_writes_table_rows_summary_and_sheets(run, files, tmp_path, monkeypatch) -> None:
-    clips = [FakeClip("a"), FakeClip("b")]
-    monkeypatch.setattr("mssync.data.clips.read_clips", lambda folder, split: clips)
-    outputs = ["-o", "rows.csv", "--json", "all.json", "--sheets", "sheets", "--portraits", files / "face.png"]
-    result = run("eval", "reenactor", "--data", files, "--no-speed", *outputs)
-    assert result.exit_code == 0, (result.output, result.exception)
-    assert "SSIM" in result.stdout
-    assert len((tmp_path / "rows.csv").read_text(encoding="utf-8").splitlines()) == 3
-    figures = json.loads((tmp_path / "all.json").read_text(encoding="utf-8"))["models"]["compact"]["figures"]
-    assert figures["l1_ratio"]["value"] == 1
-    made = sorted(path.name for path in (tmp_path / "sheets").iterdir())
-    assert made == ["a_compact.png", "b_compact.png", "figures.csv"]
 
 
 def test_version_and_usage_errors(run) -> None:

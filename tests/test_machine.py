@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +21,9 @@ from mssync import audio, faces, precision
 from mssync.cli.chatter import CHATTER
 from mssync.errors import InputError
 from mssync.metrics import frontal
-from mssync.motion import check_space_name, space_name
-from mssync.reenact import convert, mesh, surface
-from mssync.reenact.compact import CompactReenactor
+from mssync.motion import space_name
+from mssync.reenact import convert, mesh
+from mssync.reenact.fomm import FOMM, FOMMConfig, earlier_space
 from mssync.syncer import Syncer, SyncerPyramid
 from mssync.weights import SHIPPED, load_model, read_metadata, save_model
 
@@ -46,10 +48,6 @@ def test_assets_are_what_their_functions_make() -> None:
     np.testing.assert_array_equal(made, stored)  # of the same points; what linear algebra leaves of zeros aside
     np.testing.assert_array_equal(faces.find_mirror_points(), faces.mirror_points())
     np.testing.assert_allclose(frontal.fit_view_reading(), frontal.view_reading(), atol=1e-5)
-    for name, (stored, made) in zip(
-        surface.OPENINGS, zip(surface._edges(), surface.fit_edges().values(), strict=True), strict=True
-    ):
-        np.testing.assert_allclose(made, stored, atol=1e-5, err_msg=name)
     np.testing.assert_allclose(audio.mel_filters(), audio._bank("mel", torch.device("cpu")), atol=1e-12)
     np.testing.assert_allclose(audio.cepstral_transform(), audio._bank("cepstra", torch.device("cpu")), atol=1e-12)
 
@@ -74,12 +72,8 @@ def without_name(source: Path, target: Path, digest: str | None) -> None:
     save_file(load_file(source), target, metadata | {"config": json.dumps(config)})
 
 
-def test_models_of_version_0_1_still_fit(tmp_path: Path) -> None:
-    shipped, _ = load_model(SHIPPED / "reenactor.safetensors")
-    earlier = CompactReenactor()
-    earlier.detector.load_state_dict(shipped.detector.state_dict())
-    save_model(tmp_path / "m.safetensors", earlier, "compact", earlier.config)
-    without_name(tmp_path / "m.safetensors", tmp_path / "reenactor.safetensors", None)
+def test_generators_of_version_0_1_still_fit(tmp_path: Path) -> None:
+    shutil.copy(SHIPPED / "reenactor.safetensors", tmp_path)
     without_name(SHIPPED / "generator.safetensors", tmp_path / "generator.safetensors", "b65da1a07cdabc5f")
     assert mssync.load(tmp_path).reenactor.space == "compact-1"
     without_name(SHIPPED / "generator.safetensors", tmp_path / "generator.safetensors", "0123456789abcdef")
@@ -88,12 +82,13 @@ def test_models_of_version_0_1_still_fit(tmp_path: Path) -> None:
     assert space_name("mine") == "mine"
 
 
-def test_a_name_survives_its_file(tmp_path: Path) -> None:
-    model = CompactReenactor(4, 4, 4, 1, motion_space="mine-1")
-    save_model(tmp_path / "m.safetensors", model, "compact", model.config)
+def test_a_fomm_has_the_name_of_its_file_or_in_version_0_1_a_digest(tmp_path: Path) -> None:
+    small = FOMMConfig(kp_expansion=4, motion_expansion=4, generator_expansion=4, motion_space="mine-1")
+    model = FOMM(small)
+    save_model(tmp_path / "m.safetensors", model, "fomm", asdict(small), dtype=torch.float32)
     assert load_model(tmp_path / "m.safetensors")[0].space == "mine-1"
-    with pytest.raises(InputError, match=r"letters, digits and \. \+ - _"):
-        check_space_name("my space")
+    without_name(tmp_path / "m.safetensors", tmp_path / "earlier.safetensors", None)
+    assert load_model(tmp_path / "earlier.safetensors")[0].space == earlier_space(model)
     assert convert.space_of(Path("a/vox-adv-cpk.pth.tar")) == "fomm-vox-adv-cpk"
 
 

@@ -22,11 +22,11 @@ from mssync.data.sequences import extract
 from mssync.errors import InputError
 from mssync.generator import Generator
 from mssync.metrics.frontal import mean_face
-from mssync.reenact.compact import CompactReenactor
+from mssync.reenact.detector import KeypointDetector
 from mssync.reenact.mesh import LOWER_LIP, UPPER_LIP, canonical_face, mesh_motion
 from mssync.reenact.surface import Surface
 from mssync.syncer import info_nce
-from mssync.training import generator, reenactor, syncer
+from mssync.training import generator, syncer
 from mssync.training.face import UNIT, FaceLosses, pose_spectra
 from mssync.weights import load_model, read_metadata
 
@@ -148,7 +148,7 @@ def test_only_some_pieces_fall_silent() -> None:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
-    """Three short real clips, prepared, with the motion of an untrained reenactor."""
+    """Three short real clips, prepared, with the motion of an untrained detector."""
     folder = tmp_path_factory.mktemp("data")
     with (data_dir / "manifest.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["corpus"] == "GRID" and row["split"] == "train"][:CLIPS]
@@ -160,7 +160,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
     assert (totals["kept"], totals["dropped"]) == (CLIPS, {})
     assert prepare([folder / "manifest.csv"], folder / "prepared") == totals  # nothing is done twice
     torch.manual_seed(0)
-    extract(folder / "prepared", CompactReenactor(8, 8, 8, 1).eval(), "logfbank")
+    untrained = SimpleNamespace(space="untrained-1", keypoints=KeypointDetector(8).eval())
+    extract(folder / "prepared", cast(Any, untrained), "logfbank")
     return folder / "prepared"
 
 
@@ -169,10 +170,6 @@ def small() -> Config:
     return load_config(
         "compact",
         [
-            "reenactor.body_width=8", "reenactor.motion_width=8", "reenactor.painter_width=8", "reenactor.blocks=1",
-            "reenactor_training.motion_steps=2", "reenactor_training.low_steps=1", "reenactor_training.full_steps=1",
-            "reenactor_training.sharp_steps=2", "reenactor_training.motion_batch=2", "reenactor_training.low_batch=2",
-            "reenactor_training.full_batch=2", "reenactor_training.workers=0", "reenactor_training.precision=32-true",
             "syncer.width=8", "syncer.embedding=16",
             "syncer_training.batch=12", "syncer_training.iterations=4", "syncer_training.frames=70",
             "generator.width=32", "generator.heads=2", "generator.layers=1", "generator.audio_width=16",
@@ -204,44 +201,40 @@ def same_file(one: Path, two: Path) -> bool:
     return all(torch.equal(value, second[name]) for name, value in first.items())
 
 
+SHARED_STEP = """
+import sys, torch
+from mssync.training.common import Run, launched
+
+
+def main(folder):
+    fabric = launched()
+    run = Run(folder, "shared", None, fabric)
+    torch.manual_seed(0)
+    model = torch.nn.Linear(1, 1, bias=False)
+    wrapped, optimizer = fabric.setup(model, torch.optim.SGD(model.parameters(), 1.0))
+    for step in run.steps(0, 2):
+        given = torch.full((1, 1), 1.0 + step * fabric.world_size + fabric.global_rank)
+        fabric.backward(wrapped(given).sum())
+        optimizer.step()
+        optimizer.zero_grad()
+    run.save({"model": model}, rank=fabric.global_rank, world=fabric.world_size)
+
+
+main(sys.argv[1])
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("stop", [1, 3, 5])
-def test_reenactor_resumes_exactly(
-    prepared: Path, small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
-) -> None:
-    whole = reenactor.train(small, prepared, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        stopped_after(patch, stop)
-        reenactor.train(small, prepared, tmp_path / "parts")
-    resumed = reenactor.train(small, prepared, tmp_path / "parts")
-    assert same_file(whole, resumed)
-
-
-def curve(run: Path) -> list[float]:
-    """The total loss of each step, from the log."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(run / "events" / "reenactor"))
-    events.Reload()
-    return [scalar.value for scalar in events.Scalars("total")]
-
-
-@pytest.mark.slow
-def test_two_processes_learn_like_one_with_the_double_batch(prepared: Path, small: Config, tmp_path: Path) -> None:
-    sizes = {"reenactor": ("body_width=8", "motion_width=8", "painter_width=8", "blocks=1")}
-    sizes["reenactor_training"] = ("motion_steps=3", "low_steps=3", "full_steps=0", "sharp_steps=2", "lr=1e-4",
-                                   "workers=0", "precision=32-true")  # fmt: skip
-    settings = [f"{section}.{change}" for section, changes in sizes.items() for change in changes]
-    for processes, batch in ((1, 4), (2, 2)):
-        launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2"] if processes == 2 else []
-        launcher += ["-m", "--", "mssync.cli"] if processes == 2 else ["-m", "mssync.cli"]
-        batches = [f"reenactor_training.{stage}_batch={batch}" for stage in ("motion", "low", "full")]
-        command = [*launcher, "train", "reenactor", "--data", str(prepared)]
-        command += ["--run", str(tmp_path / str(processes)), *settings, *batches]
-        subprocess.run([sys.executable, *command], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
-    one, two = curve(tmp_path / "1"), curve(tmp_path / "2")
-    assert len(one) == len(two) == 8
-    assert two == pytest.approx(one, rel=1e-3)
+def test_processes_share_a_step(tmp_path: Path) -> None:
+    """Each takes a batch of its own, all take the mean of the gradients, and the first one writes."""
+    (tmp_path / "step.py").write_text(SHARED_STEP, encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(tmp_path / "step.py")]
+    subprocess.run([*command, str(tmp_path)], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
+    kept = torch.load(tmp_path / "shared.pt", weights_only=True)
+    torch.manual_seed(0)
+    begun = torch.nn.Linear(1, 1, bias=False).weight.detach()
+    assert (kept["rank"], kept["world"]) == (0, 2)
+    torch.testing.assert_close(kept["model"]["weight"], begun - (1 + 2) / 2 - (3 + 4) / 2)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ a command runs, so that help is quick.
 from __future__ import annotations
 
 import importlib.util
+import math
 import signal
 import sys
 import warnings
@@ -71,7 +72,7 @@ app = typer.Typer(
 train_app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
-    help="Train the models: the reenactor, then syncers, then the generator.",
+    help="Train the models: syncers, then the generator; the renderer's networks; the sync meter.",
 )
 
 eval_app = typer.Typer(cls=Commands, no_args_is_help=True, help="Measure models and the videos they make.")
@@ -146,6 +147,13 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
     with written_whole(path, ".json") as temporary:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def without_nan(value: Any) -> Any:
+    """Plain types for JSON, which has no nan: None in its place."""
+    if isinstance(value, dict):
+        return {name: without_nan(inner) for name, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 reproduce_app = typer.Typer(cls=Commands, no_args_is_help=True, help="Make tables and figures of the paper again.")

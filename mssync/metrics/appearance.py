@@ -14,10 +14,10 @@ from torch import Tensor
 
 from mssync.faces import FaceMesh, eye_opening, mouth_opening
 from mssync.metrics.colour import ciede2000, lab
+from mssync.metrics.estimates import correlation
 from mssync.metrics.footage import BLOCK, Clip
 from mssync.metrics.identity import FaceEmbedding
 from mssync.metrics.pictures import to_tensor
-from mssync.metrics.reenactment import MIN_FOUND, correlation
 from mssync.metrics.regions import pixels, seen_skin
 from mssync.render.field import thin_plate, view, view_solver
 from mssync.render.organs import MOUTH, framed, grid, inside, opened, source_frame
@@ -32,6 +32,7 @@ CELLS = 32  # along a side, at which motion is interpolated between landmarks to
 FOLLOWS = 1e-4  # stiffness of that interpolation, in coordinates of [-1, 1]
 OPEN = 0.9  # of a pixel in the mouth's window that is counted as inside
 MIN_OPEN = 40  # pixels of that window that must be inside in two frames to compare them
+MIN_FOUND = 10  # frames with a face, below which nothing follows
 MIN_SPREAD = {"mouth": 0.01, "lids": 0.01, "gaze": 0.01}  # a clip that moves less has no correlation
 IRISES = ((468, 33, 133), (473, 362, 263))  # centre, corners from left to right
 

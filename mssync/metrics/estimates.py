@@ -1,4 +1,4 @@
-"""Means over clips, with how sure they are."""
+"""Means over clips, with how sure they are; correlation within one."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def ratio(values: np.ndarray, over: np.ndarray) -> Estimate:
     return Estimate(float(values.mean() / over.mean()), float(low), float(high), len(values))
 
 
-def minimum(values: np.ndarray) -> Estimate:
-    """The least of (clips,), nan left out; a bootstrap says nothing about it, so it has no interval (nan)."""
-    known = values[~np.isnan(values)]
-    value = float(known.min()) if len(known) else float("nan")
-    return Estimate(value, float("nan"), float("nan"), len(known))
+def correlation(wanted: np.ndarray, have: np.ndarray) -> float:
+    """Pearson's r; nan when `wanted` does not vary, 0 when `have` does not."""
+    if np.ptp(wanted) == 0:  # exact, where the deviation of equal numbers may be a rounding error
+        return float("nan")
+    return float(np.corrcoef(wanted, have)[0, 1]) if np.ptp(have) > 0 else 0.0

@@ -1,4 +1,4 @@
-"""The face behind a motion of the compact reenactor, before a picture is drawn: lips, shape, and the head's place."""
+"""The face behind a motion of the space compact-1, before a picture is drawn: lips, shape, and the head's place."""
 
 from __future__ import annotations
 

@@ -10,19 +10,23 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from mssync.data.readers import Job, read_jobs
 from mssync.driving import Shot, find_shots
-from mssync.errors import InputError
+from mssync.errors import InputError, input_file
 from mssync.faces import FaceMesh, crop, eye_opening, head_pose, mouth_opening
-from mssync.metrics.reenactment import FADED_IN
 from mssync.video import RGB, VideoReader
 
+T = TypeVar("T")
+
+IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 BLOCK = 3  # frames that follow each other: the fewest with a second difference
 SIZE = 512  # pixels: the side at which frames are drawn and measured, unless told otherwise
 MOST = 60  # frames of a clip in blocks, unless told otherwise
+FADED_IN = 0.7  # share of a clip's usual contrast that a frame needs to be a portrait: some clips fade in from white
 GLANCE = 8  # every so many pixels are looked at to tell a frame's contrast
 MOMENTS = ("portrait", "widest mouth", "closed lips", "closed eyes", "head left", "head right", "head up", "head down")
 
@@ -61,6 +65,29 @@ def find_jobs(sources: Sequence[Path], split: str, min_size: int = 0, people: in
         return jobs
     first = {job.identity: job for job in reversed(jobs)}
     return sorted(first.values(), key=lambda job: job.key)[:people]
+
+
+def find_portraits(paths: Sequence[Path], most: int) -> list[Path]:
+    """The given pictures; of a folder at most `most` of its pictures, spread evenly over their sorted names.
+
+    Raises InputError for a picture that is no file and a folder without pictures.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            found.append(input_file(path))
+            continue
+        pictures = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGES)
+        if not pictures:
+            raise InputError(f"{path}: no pictures ({', '.join(IMAGES)}) in this folder")
+        found += spread(pictures, most)
+    return found
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` items, evenly spaced from the first to the last."""
+    chosen = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
+    return [items[i] for i in chosen]
 
 
 def _shorter_side(path: Path) -> int:

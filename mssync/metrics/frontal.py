@@ -80,7 +80,7 @@ def fit_view_reading() -> np.ndarray:
 
 
 def fit_motion(motion: np.ndarray) -> Fit:
-    """`fit` of the faces behind motion (..., 60) of the compact reenactor; their third dimension follows from two.
+    """`fit` of the faces behind motion (..., 60) of the space compact-1; their third dimension follows from two.
 
     The rotation's first two rows are those nearest to the view's. centre: (..., 2).
     """

@@ -36,7 +36,7 @@ def head_poses(landmarks: np.ndarray) -> np.ndarray:
 
 
 def motion_poses(motion: np.ndarray) -> np.ndarray:
-    """`head_poses` of the faces behind a motion (T, 60) of the compact reenactor, before any picture is drawn."""
+    """`head_poses` of the faces behind a motion (T, 60) of the space compact-1, before any picture is drawn."""
     return _poses(fit_motion(motion))
 
 

@@ -53,7 +53,7 @@ class System:
 
 
 def figures(face: Face, real: Tensor, made: Tensor) -> MotionFigures:
-    """Motion (T, 60) against the real motion of the same speech (T, 60), of the compact reenactor both."""
+    """Motion (T, 60) against the real motion of the same speech (T, 60), of the space compact-1 both."""
     openings = [face.opening(x).numpy() for x in (real, made)]
     spreads = [float(x.std()) for x in openings]
     still = spreads[1] < 1e-6

@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from mssync.audio import SAMPLE_RATE, SAMPLES_PER_VIDEO
 from mssync.data.clips import Clip
 from mssync.faces import Box
-from mssync.metrics.pictures import to_tensor
-from mssync.metrics.reenactment import faded_in, keypoints, read_frames
+from mssync.metrics.footage import FADED_IN
 from mssync.reenact import SIZE
 from mssync.spontaneous import own_seed
 from mssync.video import write_video
@@ -31,7 +29,7 @@ def write_outputs(
 
     frames: how many of each clip at most; all unless given.
 
-    A clip that fades in starts where it has (see `reenactment.faded_in`). Both videos are 256 × 256 and show the same
+    A clip that fades in starts where it has (see `faded_in`). Both videos are 256 × 256 and show the same
     part of the source; the sound is the clip's, unchanged.
     """
     from rich.progress import track
@@ -49,15 +47,19 @@ def write_outputs(
         talking.save(folder / name / f"{clip.entry.name}.mp4")
 
 
-@torch.inference_mode()
+def faded_in(clip: Clip) -> int:
+    """The first frame that can be a portrait: 0, but for a clip that fades in from white or black."""
+    sample = np.linspace(0, len(clip) - 1, 9).round().astype(int)
+    enough = FADED_IN * np.median([clip.frame(int(t)).std() for t in sample])
+    return next(t for t in range(len(clip)) if clip.frame(t).std() >= enough)
+
+
 def clip_portrait(pipeline: Pipeline, clip: Clip, t: int) -> Portrait:
     """Frame t of a clip as a portrait, in the clip's own crop and with its stored landmarks."""
     from mssync.animate import Portrait
 
-    frame = read_frames(clip, [t])
-    picture = to_tensor(frame).to(pipeline.device)
-    motion = keypoints(pipeline.reenactor, picture, clip.landmarks[[t]]).cpu().numpy()
-    box, mesh = Box(0, 0, SIZE), clip.landmarks[t]
+    frame, mesh, box = clip.frame(t), clip.landmarks[t], Box(0, 0, SIZE)
+    motion = pipeline.keypoints(frame[None], mesh[None])
     landmarks = (mesh + np.array([1, 1, 0], np.float32)) * (SIZE / 2)
-    state = pipeline.prepared(frame[0], box, landmarks, motion)
-    return Portrait(frame[0], box, motion[0], state, (SIZE, SIZE), mesh[:, :2])
+    state = pipeline.prepared(frame, box, landmarks, motion)
+    return Portrait(frame, box, motion[0], state, (SIZE, SIZE), mesh[:, :2])

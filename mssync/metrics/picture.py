@@ -24,12 +24,11 @@ from mssync.metrics import estimates
 from mssync.metrics.appearance import area_reduced, flicker, followed, identity, laplacian, over, teeth_change, tint
 from mssync.metrics.drawers import drawer_of
 from mssync.metrics.estimates import Estimate
-from mssync.metrics.footage import Clip, watch
+from mssync.metrics.footage import Clip, spread, watch
 from mssync.metrics.identity import FaceEmbedding, available
 from mssync.metrics.pictures import to_tensor
 from mssync.metrics.regions import REGIONS, Matte, default_matte, masks
 from mssync.metrics.sheets import own_sheet, transfer_sheet, unlike_names, write_sheet
-from mssync.metrics.transfer import spread
 
 if TYPE_CHECKING:
     from rich.table import Table

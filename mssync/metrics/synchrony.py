@@ -255,7 +255,7 @@ class Minute:
 def minutes(syncers: SyncerPyramid, motion: Tensor, audio: Tensor, mesh: bool = True) -> list[Minute]:
     """Generated motion (T, 60) and its audio (4T, 26), minute by minute; what is left of less than half one is cut.
 
-    mesh: the keypoints are the compact reenactor's, which tell how the head is turned.
+    mesh: the keypoints are read from a face mesh, and tell how the head is turned.
     """
     size, found = 60 * FPS, []
     for start in range(0, len(motion) - size // 2 + 1, size):

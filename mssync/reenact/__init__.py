@@ -1,13 +1,12 @@
 """Reenactment: an image to motion (10 keypoints with Jacobians), and motion back to pictures.
 
-Models share an interface: ``fomm`` is the first-order motion model exactly, for the public checkpoints; ``compact`` is
-the project's first own, small enough for real time on two cores. Both draw squares of 256 pixels. The layered renderer
-(`mssync.render`) draws at any size.
+Models share an interface: the layered renderer (`mssync.render`) draws at any size, its keypoints are those of
+``detector``; ``fomm`` is the first-order motion model exactly, for the public checkpoints, and draws squares of 256
+pixels.
 """
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,15 +17,6 @@ from mssync.faces import Box
 N_KEYPOINTS = 10
 N_VALUES = 6  # x, y, then the Jacobian row by row
 SIZE = 256  # pictures are SIZE × SIZE, float in [0, 1]
-
-
-def earlier_space(reenactor: Any) -> str:
-    """How version 0.1, which gave motion spaces no names, called that of a reenactor: a digest of its detector."""
-    digest = hashlib.sha256()
-    for name, value in sorted([*reenactor.named_parameters(), *reenactor.named_buffers()]):
-        if name.split(".")[0] in ("detector", "kp_detector") and value.is_floating_point():
-            digest.update(value.detach().half().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 class Reenactor(Protocol):

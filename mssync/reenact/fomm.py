@@ -7,6 +7,7 @@ and so are the numbers that come out. `convert.py` makes files of these checkpoi
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast
@@ -381,3 +382,12 @@ class HourglassDecoder(nn.Module):
 def channel_widths(expansion: int, max_features: int, blocks: int) -> list[int]:
     """Channels at full resolution and after each of `blocks` halvings."""
     return [min(max_features, expansion * 2**level) for level in range(blocks + 1)]
+
+
+def earlier_space(model: FOMM) -> str:
+    """How version 0.1, which gave motion spaces no names, called that of a model: a digest of its detector."""
+    digest = hashlib.sha256()
+    for _, value in sorted([*model.kp_detector.named_parameters(), *model.kp_detector.named_buffers()]):
+        if value.is_floating_point():
+            digest.update(value.detach().half().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

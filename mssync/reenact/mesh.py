@@ -1,4 +1,4 @@
-"""Keypoints read from a face mesh: nine of the ten of the compact reenactor.
+"""Keypoints read from a face mesh: nine of the ten.
 
 Each keypoint has an anchor (a mean of mesh points) and a neighbourhood of mesh points. Its coordinates are the
 anchor's; its Jacobian is the least-squares linear map from the neighbourhood in the canonical face to the
@@ -23,16 +23,6 @@ UPPER_LIP = (61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291, 78, 191, 80, 81, 8
 LOWER_LIP = (146, 91, 181, 84, 17, 314, 405, 321, 375, 95, 88, 178, 87, 14, 317, 402, 318, 324, 61, 291, 78, 308)
 LEFT_LIDS = (33, 246, 161, 160, 159, 158, 157, 173, 133, 155, 154, 153, 145, 144, 163, 7)
 RIGHT_LIDS = (263, 466, 388, 387, 386, 385, 384, 398, 362, 382, 381, 380, 374, 373, 390, 249)
-
-# What opens and closes: (points of the upper edge, of the lower edge), each from the left corner to the right one.
-OPENINGS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
-    "mouth": (
-        (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308),
-        (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308),
-    ),
-    "left eye": ((33, 246, 161, 160, 159, 158, 157, 173, 133), (33, 7, 163, 144, 145, 153, 154, 155, 133)),
-    "right eye": ((362, 398, 384, 385, 386, 387, 388, 466, 263), (362, 382, 381, 380, 374, 373, 390, 249, 263)),
-}
 # fmt: on
 NEAREST = 40  # mesh points in a neighbourhood that is not listed
 SAME = 6  # decimals: what differs by less is as near

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mssync.faces import Box, FaceMesh, Silhouette, largest_face
 from mssync.motion import UNNAMED
 from mssync.reenact import SIZE
-from mssync.reenact.compact import BODY, RIGID, KeypointDetector, find_landmarks, fold_batch_norms
+from mssync.reenact.detector import BODY, RIGID, KeypointDetector, find_landmarks
 from mssync.reenact.geometry import inverse, split
 from mssync.reenact.surface import Surface
 from mssync.render.field import affine, view
@@ -174,6 +176,13 @@ class LayeredRenderer(nn.Module):
     def render(self, state: Prepared, motion: Tensor) -> Tensor:
         """Frames (B, 3, 256, 256) in [0, 1]."""
         return self.draw(state, motion, SIZE).permute(0, 3, 1, 2).float() / 255
+
+
+def fold_batch_norms(layers: nn.Sequential) -> None:
+    """Fold batch norms into the convolutions before them, in place."""
+    for i, (layer, norm) in enumerate(pairwise(layers)):
+        if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            layers[i], layers[i + 1] = fuse_conv_bn_eval(layer, norm), nn.Identity()
 
 
 class Prepared:

@@ -1,1 +1,1 @@
-"""Training of the reenactor, the syncers and the generator. Needs ``pip install "mssync[train]"``."""
+"""Training of syncers, generator, sync meter and the renderer's networks. Needs ``pip install "mssync[train]"``."""

@@ -1,4 +1,4 @@
-"""The adversarial end of the reenactor's training: a discriminator of patches."""
+"""The adversarial end of the painters' training: a discriminator of patches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the three trainings share: a run folder with exact resume, a clock, a moving average, a log."""
+"""What the trainings share: a run folder with exact resume, a clock, a moving average, a log."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from mssync.errors import InputError, written_whole
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")  # signals that end a run after the step under way
 
 
-def launched(precision: str = "32-true") -> Any:
+def launched() -> Any:
     """Fabric for this process alone, or for as many as torchrun or `fabric run` started."""
     from lightning.fabric import Fabric
     from lightning.fabric.strategies import DDPStrategy
 
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
-    # Stages leave parts of a model without gradients, which DDP has to be told.
+    # Losses may leave parts of a model without gradients, which DDP has to be told.
     strategy: Any = DDPStrategy(find_unused_parameters=True) if world > 1 else "auto"
-    fabric = Fabric(devices=local, num_nodes=world // local, precision=precision, strategy=strategy)  # type: ignore[arg-type]
+    fabric = Fabric(devices=local, num_nodes=world // local, strategy=strategy)
     fabric.launch()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         # Left to the interpreter's end, its threads may outlive what they need, and the process aborts.
@@ -122,11 +122,6 @@ class Run:
             self._shown = time.monotonic()
             print(f"step {step:6d}  " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()), flush=True)
 
-    def image(self, step: int, name: str, picture: Tensor) -> None:
-        """(3, h, w) in [0, 1] to TensorBoard."""
-        if self._writer is not None:
-            self._writer.add_image(name, picture.clamp(0, 1), step)
-
 
 def write_sheet(sheet: Tensor, path: Path) -> None:
     """A picture (3, h, w) in [0, 1] to a file."""
@@ -150,52 +145,6 @@ class Average:
             kept.lerp_(new.detach(), 1 - decay)
         for old, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
             old.copy_(buffer)
-
-
-class _Sum(torch.autograd.Function):
-    """Sum over processes, of values and of gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        total = values.clone()
-        torch.distributed.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone()
-        torch.distributed.all_reduce(total)
-        return total
-
-
-class SharedBatchNorm(nn.BatchNorm2d):
-    """Batch norm over the batches of all processes, on devices that nn.SyncBatchNorm does not know."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(x)
-        exact = x.float()
-        moments = torch.stack([exact.mean((0, 2, 3)), exact.square().mean((0, 2, 3))])
-        mean, square = _Sum.apply(moments) / torch.distributed.get_world_size()
-        variance = square - mean.square()
-        with torch.no_grad():
-            count = x.numel() / x.shape[1] * torch.distributed.get_world_size()
-            self.running_mean.lerp_(mean, self.momentum)  # type: ignore[union-attr, arg-type]
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)  # type: ignore[union-attr, arg-type]
-        scale = self.weight * (variance + self.eps).rsqrt()
-        return (exact * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]).to(x.dtype)
-
-
-def synchronised(model: nn.Module, fabric: Any) -> Any:
-    """The model with batch norms that see the batches of all processes, so that their number does not matter."""
-    if fabric.world_size == 1:
-        return model
-    if fabric.device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    for module in model.modules():
-        if type(module) is nn.BatchNorm2d:
-            module.__class__ = SharedBatchNorm
-    return model
 
 
 def ramp(step: int, start: int, stop: int) -> float:

@@ -21,7 +21,7 @@ AROUND = 6  # frames from the middle of a blink to where it has not begun, or is
 def spontaneous_motion(clips: Sequence[Tensor]) -> Tensor:
     """How motion (60,) changes with each of the numbers of `mssync.spontaneous`, on average: (7, 60).
 
-    clips: (T, 60) each, of the compact reenactor, one or more. Zeros for blinks where nobody blinks.
+    clips: (T, 60) each, of the space compact-1, one or more. Zeros for blinks where nobody blinks.
     """
     face = Face().double()
     whole = [clip.double() for clip in clips]
