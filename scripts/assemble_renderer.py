@@ -1,7 +1,7 @@
-"""Put a layered renderer together: `python scripts/assemble_renderer.py DETECTOR MOUTH EYE MATTE OUT`.
+"""Put networks into a layered renderer: `python scripts/assemble_renderer.py RENDERER OUT mouth=FILE …`.
 
-DETECTOR: a layered renderer, whose keypoint detector and motion space are taken over; MOUTH, EYE, MATTE: what
-`mssync train mouth`, `eye` and `matte` made, or a layered renderer whose network stays.
+RENDERER: the layered renderer whose other parts stay; OUT: the new one; mouth, eye, matte, residual: what
+`mssync train mouth`, `eye`, `matte` and `residual` made.
 """
 
 from __future__ import annotations
@@ -12,21 +12,23 @@ from pathlib import Path
 from mssync.render.renderer import LayeredRenderer
 from mssync.weights import load_model, save_model
 
+PARTS = ("mouth", "eye", "matte", "residual")
 
-def main(detector: str, mouth: str, eye: str, matte: str, out: str) -> None:
-    base, _ = load_model(detector, kinds=("layered",))
-    parts, trained = {}, {}
-    for name, path in (("mouth", mouth), ("eye", eye), ("matte", matte)):
-        model, about = load_model(path, kinds=("painter", "matte", "layered"))
-        parts[name] = getattr(model, name, model)
-        trained[name] = about["training"].get(name, about["training"].get("steps", 0))
-    widths = {f"{name}_widths": part.widths for name, part in parts.items()}
-    renderer = LayeredRenderer(**widths, motion_space=base.space)
-    renderer.detector.load_state_dict(base.detector.state_dict())
-    for name, part in parts.items():
-        getattr(renderer, name).load_state_dict(part.state_dict())
-    save_model(Path(out), renderer, "layered", renderer.config, trained)
+
+def main(renderer: str, out: str, **files: str) -> None:
+    base, about = load_model(renderer, kinds=("layered",))
+    steps = {name: about["training"].get(name, 0) for name in PARTS}
+    parts = {name: getattr(base, name) for name in PARTS}
+    for name, path in files.items():
+        parts[name], trained = load_model(path, kinds=("painter", "matte", "residual"))
+        steps[name] = trained["training"]["steps"]
+    widths = {f"{name}_widths": () if part is None else part.widths for name, part in parts.items()}
+    made = LayeredRenderer(**widths, motion_space=base.space)
+    for name, part in {**parts, "detector": base.detector}.items():
+        if part is not None:
+            getattr(made, name).load_state_dict(part.state_dict())
+    save_model(Path(out), made, "layered", made.config, steps)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:6])
+    main(*sys.argv[1:3], **dict(argument.split("=", 1) for argument in sys.argv[3:]))

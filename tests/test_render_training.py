@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from mssync.data.windows import Windows
 from mssync.errors import InputError
 from mssync.metrics.frontal import mean_face
 from mssync.render.painter import Painter
+from mssync.training.common import Run
 from mssync.training.painter import Pairs, evaluate, posed
 from mssync.weights import load_model, save_model
 
@@ -86,13 +88,41 @@ def test_a_renderer_is_put_together(tmp_path):
     shipped = str(Path(sys.modules["mssync"].__file__).parent / "checkpoints" / "reenactor.safetensors")
     new = Painter("mouth")
     save_model(tmp_path / "mouth.safetensors", new, "painter", {"organ": "mouth", "widths": new.widths}, {"steps": 7})
-    module.main(shipped, str(tmp_path / "mouth.safetensors"), shipped, shipped, str(tmp_path / "out.safetensors"))
+    module.main(shipped, str(tmp_path / "out.safetensors"), mouth=str(tmp_path / "mouth.safetensors"))
     before, after = load_model(shipped)[0], load_model(tmp_path / "out.safetensors")[0]
     assert after.space == before.space
-    for name in ("eye", "matte", "detector"):
+    for name in ("eye", "matte", "residual", "detector"):
         kept, taken = (getattr(model, name).state_dict() for model in (before, after))
         assert all(torch.equal(kept[key], taken[key]) for key in kept)
     assert after.mouth.head[0].weight.abs().max() == 0
+
+
+def trained(folder, run, part, *overrides) -> list[str]:
+    """Overrides make it small; the lines that a run of `mssync train` prints."""
+    arguments = ["train", part, "--data", str(folder), "--run", str(run)]
+    result = CliRunner().invoke(app, [*arguments, *overrides])
+    assert result.exit_code == 0, result.output
+    return result.output.splitlines()
+
+
+@pytest.mark.parametrize("part", ["mouth", "matte", "residual"])
+def test_a_training_that_was_stopped_goes_on_exactly(folder, tmp_path, monkeypatch, part):
+    monkeypatch.setattr("mssync.render.painter.WIDTHS", (8, 8))
+    section = {"mouth": "painter"}.get(part, part) + "_training"
+    small = [f"{section}.batch=2", f"{section}.steps=4", *([f"{section}.size=64"] if part == "matte" else [])]
+    trained(folder, tmp_path / "once", part, *small)
+    monkeypatch.setattr("mssync.training.common.Run.steps", stopped_after(2))
+    trained(folder, tmp_path / "twice", part, *small)
+    monkeypatch.undo()
+    monkeypatch.setattr("mssync.render.painter.WIDTHS", (8, 8))
+    trained(folder, tmp_path / "twice", part, *small)
+    one, two = (load_model(tmp_path / run / f"{part}.safetensors")[0].state_dict() for run in ("once", "twice"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def stopped_after(count):
+    original = Run.steps
+    return lambda run, start, stop: islice(original(run, start, stop), count)
 
 
 @pytest.mark.slow

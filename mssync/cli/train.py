@@ -84,6 +84,24 @@ def train_matte(
     finished(train(settings, data, run, max_minutes), "the matte network")
 
 
+@train_app.command("residual")
+def train_residual(
+    data: FramesOption,
+    run: RunOption,
+    model: Annotated[
+        str, typer.Option(metavar="FILE", help="The renderer whose matte and keypoints are used.")
+    ] = "reenactor",
+    config: ConfigOption = "compact",
+    max_minutes: MinutesOption = None,
+    overrides: OverridesArgument = None,
+) -> None:
+    """Train the residual layer, a part of the renderer: how hair and body follow, and how light changes."""
+    settings = _frames_config(config, overrides, data)
+    from mssync.training.residual import train
+
+    finished(train(settings, data, run, model, max_minutes), "the residual layer")
+
+
 def _frames_config(config: str, overrides: list[str] | None, data: Path) -> Any:
     if not data.is_dir():
         raise InputError(f"{data} is no folder of frames; make one with `mssync frames`")

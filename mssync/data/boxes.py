@@ -57,7 +57,6 @@ def _boxed(clip: Shown, renderer: Any) -> tuple[np.ndarray, ...]:
         images.append(crop(frame, box, SIZE))
         small = torch.from_numpy(crop(frame, box, KEYPOINT_SIZE)).permute(2, 0, 1)[None].float() / 255
         motion.append(renderer.keypoints(small, torch.from_numpy(in_crop(points, box))[None])[0].numpy())
-    scale = np.float32(SIZE / box.side)
-    meshes = (clip.landmarks - np.array([box.x0, box.y0, 0], np.float32)) * scale
-    meshes[..., :2] += (scale - 1) / 2  # of pixel centres
-    return np.stack(images), meshes.astype(np.float32), np.stack(motion)
+    scale = SIZE / box.side
+    shift = np.array([box.x0, box.y0, 0]) * scale - np.array([1, 1, 0]) * (scale - 1) / 2  # of pixel centres
+    return np.stack(images), (clip.landmarks * scale - shift).astype(np.float32), np.stack(motion)

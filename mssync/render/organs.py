@@ -192,7 +192,7 @@ def local_field(organ: Organ, source: Tensor, target: Tensor, where: Tensor, ste
         fields.append(tall @ field.unflatten(1, (rows, columns)).permute(0, 3, 1, 2) @ wide.T)
     top, bottom = (height_of(target[:, list(edge)], where[:1, :, 0]) for edge in (organ.upper, organ.lower))
     below = torch.sigmoid((where[..., 1] - (top + bottom) / 2) * (4 * width / 2))[:, None]
-    return torch.lerp(*fields, below).permute(0, 2, 3, 1)
+    return torch.lerp(fields[0], fields[1], below).permute(0, 2, 3, 1)
 
 
 def face_window(image: np.ndarray, landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:

@@ -170,7 +170,7 @@ class Painter(UNet):
 
     def forward(self, given: Prompt) -> Tensor:
         """The painted window (B, 3, h, w) in [0, 1]."""
-        x = self.features(given.channels.to(self.style[0].weight.dtype))
+        x = self.features(given.channels.to(next(self.parameters()).dtype))
         new, more, shares = self.head(x).float().split((3, 3, 4), 1)
         shares, more = shares.softmax(1), MOST * torch.tanh(more)
         soft = F.interpolate(F.avg_pool2d(more, LOW_PASS), scale_factor=float(LOW_PASS), mode="bilinear")

@@ -1,4 +1,8 @@
-"""What is behind the person: inpainted once a portrait, far enough for every pose."""
+"""What is behind the person: inpainted once a portrait, far enough for every pose.
+
+From coarse to fine, each patch that is not known becomes the known patch that resembles it most (Wexler, Shechtman and
+Irani 2007), so that walls, windows and horizons go on behind the head, out of focus.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,11 @@ GROWN = 0.012  # of the picture's side: the matte's rim, in which hair may be th
 LEAST = 0.02  # alpha of what is the person's
 TINY = 1e-4  # of colours in [0, 1]
 SMALLEST = 4  # pixels: where the pyramid ends
+PATCH = 7  # pixels of a patch's side
+LEVELS = ((32, 8), (56, 5), (96, 3))  # pixels of the longer side, and how often patches are sought
+NEAR = 0.05  # what a distance of the longer side costs, in squares of colours
+UNSURE = 0.3  # weight of pixels of a patch that are not known
+FEW = 64  # known patches: with less there is nothing to take
 
 
 def fill(picture: Tensor, known: Tensor) -> Tensor:
@@ -27,6 +36,61 @@ def fill(picture: Tensor, known: Tensor) -> Tensor:
     return known * picture + (1 - known) * up
 
 
+def completed(picture: Tensor, known: Tensor) -> Tensor:
+    """As `fill`, with the structure of what is known."""
+    plain, found = fill(picture, known), None
+    for side, turns in LEVELS:
+        share = side / max(picture.shape[-2:])
+        size = [max(PATCH, round(length * share)) for length in picture.shape[-2:]]
+        sure = F.interpolate(known, size=size, mode="area")
+        small = F.interpolate(picture * known, size=size, mode="area") / sure.clamp_min(1e-6)
+        sure = (sure > 0.999).float()
+        start = F.interpolate(plain if found is None else found, size=size, mode="bicubic", antialias=True)
+        better = _resembling(torch.where(sure > 0, small, start.clamp(0, 1)), sure, turns)
+        found = found if better is None else better  # the coarsest may have too little that is known
+    if better is None:
+        return plain
+    near = F.interpolate(_grown(1 - sure, PATCH // 2), size=picture.shape[-2:], mode="nearest") * known
+    found = F.interpolate(found, size=picture.shape[-2:], mode="bicubic")
+    seam = fill((picture - found) * near, near)  # what is missing at the border of the known, carried inwards
+    return torch.lerp((found + seam).clamp(0, 1), picture, known)
+
+
+def _resembling(picture: Tensor, known: Tensor, turns: int) -> Tensor | None:
+    """A small picture (1, 3, h, w) in which patches that are not known are replaced by ones that are, or None: there are
+    none. Each pixel becomes the mean of the patches that hold it."""
+    height, width = picture.shape[-2:]
+    inner = F.pad(known, (PATCH // 2,) * 4)
+    taken = (-F.max_pool2d(-inner, PATCH, 1)).flatten().nonzero()[:, 0]
+    wanted = _grown(1 - known, PATCH // 2).flatten().nonzero()[:, 0]
+    if len(taken) < FEW:
+        return None
+    places = torch.stack([torch.arange(height * width) // width, torch.arange(height * width) % width], 1)
+    away = torch.cdist(places[wanted].float(), places[taken].float()).square_() * (NEAR / max(height, width) ** 2)
+    source = _patches(picture)[taken]
+    weight = _patches((1 - UNSURE) * known.expand(1, 3, -1, -1) + UNSURE)[wanted]
+    total = weight.sum(1, keepdim=True)
+    away += weight @ source.square().T / total  # w (t - s)² = w s² - 2 w t s + what does not depend on s
+    for _ in range(turns):
+        alike = (weight * _patches(picture)[wanted] / total) @ source.T
+        nearest = (away - 2 * alike).argmin(1)
+        patches, count = torch.zeros(height * width, source.shape[1]), torch.zeros(height * width, source.shape[1])
+        patches[wanted], count[wanted] = source[nearest], 1
+        summed, times = (_folded(x, height, width) for x in (patches, count))
+        picture = torch.where(known > 0, picture, summed / times.clamp_min(1))
+    return picture
+
+
+def _patches(x: Tensor) -> Tensor:
+    """Around every pixel of (1, 3, h, w): (h w, 3 PATCH²)."""
+    return F.unfold(F.pad(x, (PATCH // 2,) * 4, mode="reflect"), PATCH)[0].T
+
+
+def _folded(patches: Tensor, height: int, width: int) -> Tensor:
+    """The sum of patches where they lie: (1, 3, h, w)."""
+    return F.fold(patches.T[None], (height, width), PATCH, padding=PATCH // 2)
+
+
 def _halved(x: Tensor) -> Tensor:
     return F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
 
@@ -41,7 +105,7 @@ def parted(picture: Tensor, matte: Tensor) -> tuple[Tensor, Tensor]:
     reach = max(1, round(GROWN * max(picture.shape[-2:])))
     near = _grown((matte > LEAST).float(), 2 * reach)
     hidden = F.avg_pool2d(near, 2 * reach + 1, 1, reach, count_include_pad=False)
-    plate = torch.lerp(picture, fill(picture, 1 - near), hidden)
+    plate = torch.lerp(picture, completed(picture, 1 - near), hidden)
     least = torch.where(picture < plate, 1 - picture / plate, (picture - plate) / (1 - plate).clamp_min(TINY))
     alpha = torch.maximum(matte, least.amax(1, keepdim=True).clamp(0, 1))
     own = torch.minimum((picture - (1 - alpha) * plate).clamp_min(0), alpha)

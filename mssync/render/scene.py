@@ -294,7 +294,7 @@ class OrganInView:
 def layers(
     scene: Scene, origin: tuple[float, ...], scale: float, height: int, width: int, pad: int
 ) -> tuple[Tensor, Tensor]:
-    """Person (1, 4, h, w), premultiplied RGBA, and plate (1, 3, h, w): a part of a picture, with `pad` pixels around."""
+    """A part of a picture, `pad` pixels around: person (1, 4, h, w), premultiplied RGBA, and plate (1, 3, h, w)."""
     # Outside of the picture what is at its border goes on straight; a person's colours are mirrored there.
     parts = ((scene.picture, "reflection"), (scene.picture, "border"), (scene.matte, "border"))
     cut = (_cut(layer, origin, scale, height, width, pad, outside).clamp(0, 1) for layer, outside in parts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mssync.errors import InputError, written_whole
 
+WARMUP, SAVE_EVERY, SHEET_EVERY = 100, 250, 500  # steps, of `fit`
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")  # signals that end a run after the step under way
 
 
@@ -128,6 +129,55 @@ def write_sheet(sheet: Tensor, path: Path) -> None:
     from PIL import Image
 
     Image.fromarray((sheet.clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()).save(path)
+
+
+def fit(
+    run: Run,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    settings: Any,
+    losses: Callable[[int], dict[str, Tensor]],
+    evaluate: Callable[[nn.Module], tuple[dict[str, float], Tensor]],
+    about: tuple[str, dict[str, Any]],
+    others: dict[str, Any] | None = None,
+) -> Path:
+    """Train (or go on training) a network of the renderer; returns the model file in the run's folder.
+
+    settings: steps, batch, lr, and average, the decay of the moving average that is kept; losses: of a step, to be
+    summed; evaluate: figures and a sheet of the moving average; about: kind and arguments of the model file; others:
+    what is kept in the checkpoint besides.
+    """
+    from mssync.weights import save_model
+
+    average = Average(network, settings.average)
+    kept = {"model": network, "average": average.model, "optimizer": optimizer, **(others or {})}
+    step = int(run.restore(kept).get("step", 0))
+    file = run.folder / f"{run.name}.safetensors"
+
+    def save() -> None:
+        run.save(kept, step=step)
+        save_model(file, average.model, *about, {"steps": step})
+
+    for at in run.steps(step, settings.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = settings.lr * cosine_rate(at, settings.steps, WARMUP)
+        network.train()
+        found = losses(at)
+        torch.stack(list(found.values())).sum().backward()
+        if torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0).isfinite():
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        average.update(network, at)
+        step = at + 1
+        run.log(at, {name: float(value.detach()) for name, value in found.items()}, samples=settings.batch)
+        if step % SAVE_EVERY == 0:
+            save()
+        if step % SHEET_EVERY == 0:
+            values, sheet = evaluate(average.model)
+            print(f"step {step}  " + "  ".join(f"{k} {v:.3f}" for k, v in values.items()), flush=True)
+            write_sheet(sheet, run.folder / f"{run.name}.png")
+    save()
+    return file
 
 
 class Average:

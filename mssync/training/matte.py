@@ -14,11 +14,9 @@ from mssync.data.frames import MATTE, Shown, read_frames
 from mssync.errors import InputError
 from mssync.precision import choose, drawing_precision
 from mssync.render.matte import MatteNet, face_hint
-from mssync.training.common import Average, Run, cosine_rate, launched, write_sheet
-from mssync.weights import save_model
+from mssync.training.common import Run, fit, launched
 
 SIDE = 512  # pixels of the labels
-SAVE_EVERY, SHEET_EVERY = 100, 300
 
 
 class Mattes:
@@ -114,48 +112,24 @@ def train(config: Config, data: str | Path, run_dir: str | Path, max_minutes: fl
     settings = config.matte_training
     run = Run(run_dir, "matte", max_minutes, launched())
     torch.manual_seed(settings.seed)
-    model = MatteNet()
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = Average(model, settings.average)
+    model = MatteNet().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(model.parameters(), settings.lr)
-    kept = {"model": model, "average": average.model, "optimizer": optimizer}
-    start = step = int(run.restore(kept).get("step", 0))
-    data_train, seen = Mattes(data, "train", settings.seed, settings.size), Mattes(data, "val", 1, 384)
+    mattes, seen = Mattes(data, "train", settings.seed, settings.size), Mattes(data, "val", 1, 384)
     precision = choose(None, torch.device("cpu"))
-    file = run.folder / "matte.safetensors"
 
-    def save() -> None:
-        run.save(kept, step=step)
-        save_model(file, average.model, "matte", {"widths": model.widths}, {"steps": step})
-
-    for at in run.steps(start, settings.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = settings.lr * cosine_rate(at, settings.steps, 50)
-        samples = [data_train.sample(at * settings.batch + k) for k in range(settings.batch)]
+    def losses(step: int) -> dict[str, Tensor]:
+        samples = [mattes.sample(step * settings.batch + k) for k in range(settings.batch)]
         picture, alpha, points = (torch.stack(x) for x in zip(*samples, strict=True))
-        model.train()
         with drawing_precision(picture, precision):
             drawn = model(picture, face_hint(points, settings.size))
-        loss = _losses(drawn, alpha)
-        loss.backward()
-        if torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).isfinite():
-            optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        average.update(model, at)
-        step = at + 1
-        run.log(at, {"loss": float(loss.detach())}, samples=settings.batch)
-        if step % SAVE_EVERY == 0:
-            save()
-        if step % SHEET_EVERY == 0:
-            error, sheet = evaluate(average.model, seen)
-            print(f"step {step}  val error {error:.4f}", flush=True)
-            write_sheet(sheet, run.folder / "matte.png")
-    save()
-    return file
+        return {"loss": _losses(drawn, alpha)}
+
+    about = ("matte", {"widths": model.widths})
+    return fit(run, model, optimizer, settings, losses, lambda network: evaluate(network, seen), about)
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, mattes: Mattes) -> tuple[float, Tensor]:
+def evaluate(model: nn.Module, mattes: Mattes) -> tuple[dict[str, float], Tensor]:
     """Mean absolute error, and a sheet: picture, label, matte."""
     errors: list[float] = []
     rows: list[Tensor] = []
@@ -167,4 +141,5 @@ def evaluate(model: nn.Module, mattes: Mattes) -> tuple[float, Tensor]:
             rows.append(torch.cat([picture, alpha.expand(-1, 3, -1, -1), drawn.expand(-1, 3, -1, -1)], 3)[0])
     per = max(1, len(rows) // 3)
     columns = [torch.cat(rows[k * per : (k + 1) * per], 1) for k in range(3)]
-    return float(np.mean(errors)), F.interpolate(torch.cat(columns, 2)[None], scale_factor=0.5, mode="area")[0]
+    sheet = F.interpolate(torch.cat(columns, 2)[None], scale_factor=0.5, mode="area")[0]
+    return {"error": float(np.mean(errors))}, sheet

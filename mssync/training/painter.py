@@ -6,6 +6,7 @@ feature matching joins, which sees the painted window beside what is open in it.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,8 @@ from mssync.render.field import view, view_solver
 from mssync.render.organs import FACE, framed, grid, mirror_mesh, source_frame
 from mssync.render.painter import ORGANS, Asked, Painter, Prompt, sampled
 from mssync.training.adversary import PatchDiscriminator
-from mssync.training.common import Average, Run, cosine_rate, launched, write_sheet
+from mssync.training.common import Run, fit, launched
 from mssync.training.perceptual import PerceptualLoss
-from mssync.weights import save_model
 
 SCALE = torch.tensor([float(FACE.size[1]), float(FACE.size[0])])
 CANDIDATES = 6  # frames of which the one that differs most is the target
@@ -32,7 +32,7 @@ MAX_YAW, MAX_TURN = 30.0, 20.0  # degrees, of a frame and between two
 SHARP, SHARP_SHARE = 0.7, 0.8  # pixels of the source a pixel from which faces are sharp; the share of samples that are
 BY_OPENING = 0.7  # share of pairs chosen so
 COARSE = 8  # pixels: of what is compared for tint
-SHEET_EVERY, SAVE_EVERY, PEOPLE = 500, 250, 24
+PEOPLE = 24  # whose pictures are looked at
 
 
 class Pairs:
@@ -117,51 +117,27 @@ def train(config: Config, data: str | Path, run_dir: str | Path, organ: str, max
     data: the folder of `mssync frames`. Resumed exactly from ``ORGAN.pt``. Raises InputError as `read_frames`.
     """
     settings = config.painter_training
-    fabric = launched()
-    run = Run(run_dir, organ, max_minutes, fabric)
+    run = Run(run_dir, organ, max_minutes, launched())
     torch.manual_seed(settings.seed)
-    model, critic, losses = Painter(organ), PatchDiscriminator(inputs=4), Losses(settings)
+    model, critic, judged = Painter(organ), PatchDiscriminator(inputs=4), Losses(settings)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = Average(model, settings.average)
     optimizer = torch.optim.Adam(model.parameters(), settings.lr, betas=(0.5, 0.99))
     judge = torch.optim.Adam(critic.parameters(), settings.critic_lr, betas=(0.5, 0.99))
-    kept = {"model": model, "average": average.model, "optimizer": optimizer, "critic": critic, "judge": judge}
-    start = int(run.restore(kept).get("step", 0))
     pairs, seen = Pairs(Windows(data, "train"), organ, settings.seed), Pairs(Windows(data, "val"), organ, 1)
     precision = choose(None, torch.device("cpu"))
-    file = run.folder / f"{organ}.safetensors"
-    step = start
 
-    def save() -> None:
-        run.save(kept, step=step)
-        save_model(file, average.model, "painter", {"organ": organ, "widths": model.widths}, {"steps": step})
-
-    for at in run.steps(start, settings.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = settings.lr * cosine_rate(at, settings.steps, 100)
-        batch = pairs.batch(at * settings.batch, settings.batch)
-        given, real = posed(organ, *batch)
-        model.train()
+    def losses(step: int) -> dict[str, Tensor]:
+        given, real = posed(organ, *pairs.batch(step * settings.batch, settings.batch))
         with drawing_precision(real, precision):
             painted = model(given)
-        found = losses(painted, real, given)
-        if at >= settings.critic_from * settings.steps:
+        found = judged(painted, real, given)
+        if step >= settings.critic_from * settings.steps:
             found |= _criticised(critic, judge, painted, real, given, settings)
-        torch.stack(list(found.values())).sum().backward()
-        if torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).isfinite():
-            optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        average.update(model, at)
-        step = at + 1
-        run.log(at, {name: float(value.detach()) for name, value in found.items()}, samples=settings.batch)
-        if step % SAVE_EVERY == 0:
-            save()
-        if step % SHEET_EVERY == 0:
-            values, sheet = evaluate(average.model, seen, precision)
-            print(f"step {step}  " + "  ".join(f"{k} {v:.3f}" for k, v in values.items()), flush=True)
-            write_sheet(sheet, run.folder / f"{organ}.png")
-    save()
-    return file
+        return found
+
+    about, others = ("painter", {"organ": organ, "widths": model.widths}), {"critic": critic, "judge": judge}
+    looked = partial(evaluate, pairs=seen, precision=precision)
+    return fit(run, model, optimizer, settings, losses, looked, about, others)
 
 
 def _criticised(

@@ -9,29 +9,29 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from mssync.config import Config
+from mssync.config import Config, ResidualTraining
 from mssync.data.boxes import SIZE, Boxes
 from mssync.faces import mirror_points
 from mssync.precision import choose, drawing_precision
 from mssync.render.field import view
 from mssync.render.organs import EYE_RINGS, MOUTH, face_window
-from mssync.render.renderer import LayeredRenderer, body_map, in_view, tensor
+from mssync.render.renderer import body_map, in_view, tensor
 from mssync.render.residual import MIRRORED, MIRRORED_OUTPUT, Residual
 from mssync.render.scene import Look, Scene, View
-from mssync.training.common import Average, Run, cosine_rate, launched, write_sheet
-from mssync.weights import load_model, save_model
+from mssync.training.common import Run, fit, launched
+from mssync.weights import load_model
 
-SOURCES = 2  # frames of a clip that serve as portraits
+SOURCES = 4  # frames of a clip that serve as portraits
 SIDE = 128  # pixels of the pictures that are compared
 LEVELS = (1, 4, 16)  # pixels: of the pictures that are compared
-SAVE_EVERY, SHEET_EVERY, SEEN = 200, 500, 240
+SEEN = 240  # pairs that are looked at
 BOX = (0.0, 0.0, float(SIZE))
 
 
@@ -67,7 +67,7 @@ class Batch(NamedTuple):
 class Pairs:
     """Random pairs of frames; sample n is a function of (seed, n)."""
 
-    def __init__(self, boxes: Boxes, renderer: LayeredRenderer, seed: int) -> None:
+    def __init__(self, boxes: Boxes, renderer: Any, seed: int) -> None:
         self.boxes, self.seed = boxes, seed
         wanted = [(clip, clip[len(clip) * k // SOURCES]) for clip in boxes.clips for k in range(SOURCES)]
         threads = torch.get_num_threads()
@@ -103,7 +103,7 @@ class Pairs:
 
 
 @torch.inference_mode()
-def _source(boxes: Boxes, renderer: LayeredRenderer, clip: range, number: int) -> Source:
+def _source(boxes: Boxes, renderer: Any, clip: range, number: int) -> Source:
     image, mesh = boxes.images[number], boxes.meshes[number]
     picture, points = tensor(image), torch.from_numpy(mesh)
     face, face_mesh, _ = face_window(image, mesh)
@@ -160,15 +160,14 @@ def drawn(batch: Batch, change: Tensor) -> Tensor:
     return own[:, :3] * maps[:, 2:] + (1 - own[:, 3:]) * batch.plate
 
 
-def losses(batch: Batch, change: Tensor, config: Config) -> dict[str, Tensor]:
+def losses(batch: Batch, change: Tensor, settings: ResidualTraining) -> dict[str, Tensor]:
     """L1 of what comes out at all LEVELS, and what keeps changes small and smooth."""
-    settings = config.residual_training
     difference = (drawn(batch, change) - batch.real) * batch.weight
     found = [F.avg_pool2d(difference, level).abs().mean() for level in LEVELS]
-    steps = sum(x.diff(dim=d).square().mean() for x in (change[:, :2],) for d in (2, 3))
+    across, down = (change[:, :2].diff(dim=d).square().mean() for d in (2, 3))
     return {
         "reconstruction": settings.reconstruction * torch.stack(found).sum(),
-        "smoothness": settings.smoothness * steps,
+        "smoothness": settings.smoothness * (across + down),
         "light": settings.light * change[:, 2:].abs().mean(),
     }
 
@@ -182,49 +181,25 @@ def train(config: Config, data: str | Path, run_dir: str | Path, model: str, max
     settings = config.residual_training
     run = Run(run_dir, "residual", max_minutes, launched())
     torch.manual_seed(settings.seed)
-    network = Residual()
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = Average(network, settings.average)
+    network = Residual().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), settings.lr, weight_decay=settings.weight_decay)
-    kept = {"model": network, "average": average.model, "optimizer": optimizer}
-    start = step = int(run.restore(kept).get("step", 0))
     renderer = load_model(model, kinds=("layered",))[0]
     seen = Pairs(Boxes(data, "val", renderer), renderer, 1)
     pairs = Pairs(Boxes(data, "train", renderer), renderer, settings.seed)
     precision = choose(None, torch.device("cpu"))
-    file = run.folder / "residual.safetensors"
 
-    def save() -> None:
-        run.save(kept, step=step)
-        save_model(file, average.model, "residual", {"widths": network.widths}, {"steps": step})
-
-    for at in run.steps(start, settings.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = settings.lr * cosine_rate(at, settings.steps, 100)
-        batch = pairs.batch(at * settings.batch, settings.batch)
-        network.train()
+    def found(step: int) -> dict[str, Tensor]:
+        batch = pairs.batch(step * settings.batch, settings.batch)
         with drawing_precision(batch.real, precision):
             change = network(batch.given)
-        found = losses(batch, change, config)
-        torch.stack(list(found.values())).sum().backward()
-        if torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0).isfinite():
-            optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        average.update(network, at)
-        step = at + 1
-        run.log(at, {name: float(value.detach()) for name, value in found.items()}, samples=settings.batch)
-        if step % SAVE_EVERY == 0:
-            save()
-        if step % SHEET_EVERY == 0:
-            values, sheet = evaluate(average.model, seen)
-            print(f"step {step}  " + "  ".join(f"{k} {v:.3f}" for k, v in values.items()), flush=True)
-            write_sheet(sheet, run.folder / "residual.png")
-    save()
-    return file
+        return losses(batch, change, settings)
+
+    about = ("residual", {"widths": network.widths})
+    return fit(run, network, optimizer, settings, found, lambda model: evaluate(model, seen), about)
 
 
 @torch.no_grad()
-def evaluate(network: Residual, pairs: Pairs) -> tuple[dict[str, float], Tensor]:
+def evaluate(network: nn.Module, pairs: Pairs) -> tuple[dict[str, float], Tensor]:
     """L1 over that of copying, with the layer and without; a sheet: portrait, without, with, real."""
     sums, rows = np.zeros((2, 3)), []
     for n in range(SEEN):
