@@ -7,13 +7,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mssync.faces import Silhouette
+from mssync.render.field import eased
 from mssync.render.painter import UNet
 
 SIZE = 384  # pixels of the square in which a portrait is seen
 WIDTHS = (24, 40, 72, 112, 144)  # channels at 1/2 … 1/32
 DOUBT = 0.3  # what the silhouette is surer of than this is the person, more the surer
 HOLES = 8  # pixels of SIZE: half the width of gaps that are filled
+FAR = 2.4  # sides of the box: of the square that is seen from afar
+SURE = (0.2, 0.8)  # alpha seen from afar that counts as none, and as all
+RIM = 0.1  # side of the box, over which the one goes over to the other
 AROUND = 1.15  # of the face's ellipse, in its own size: the hint who is meant
+
+Square = tuple[float, float, float]  # x, y, side in pixels
 
 
 class MatteNet(UNet):
@@ -31,14 +37,25 @@ class MatteNet(UNet):
         return torch.sigmoid((logits + self.fine(torch.cat([given, torch.tanh(logits)], 1))).float())
 
     @torch.inference_mode()
-    def alpha(
-        self, picture: Tensor, landmarks: Tensor, box: tuple[float, float, float], silhouette: Silhouette | None = None
-    ) -> Tensor:
+    def alpha(self, picture: Tensor, landmarks: Tensor, box: Square, silhouette: Silhouette | None = None) -> Tensor:
         """Alpha (1, 1, H, W) of a picture (1, 3, H, W) whose face has landmarks (478, 2 or 3) in pixels.
 
-        box: x, y, side of the square that is looked at; outside of it alpha is that of its border. silhouette: finds
-        the bulk of hair that the network loses; what either takes for the person is the person.
+        box: the square that is looked at closely; what is around it is seen from afar. silhouette: finds the bulk of
+        hair that the network loses; what either takes for the person is the person.
         """
+        near = self._seen(picture, landmarks, box, silhouette)
+        x0, y0, side = box
+        height, width = picture.shape[-2:]
+        if x0 <= 0 and y0 <= 0 and x0 + side >= width and y0 + side >= height:
+            return near
+        more = (FAR - 1) / 2 * side
+        far = eased(self._seen(picture, landmarks, (x0 - more, y0 - more, FAR * side), silhouette), *SURE)
+        rim = (torch.minimum(at - start, start + side - at) for at, start in zip(_axes(picture), (x0, y0), strict=True))
+        inside = [eased(away / side, 0.0, RIM) for away in rim]
+        return torch.lerp(far, near, inside[1][:, None] * inside[0])
+
+    def _seen(self, picture: Tensor, landmarks: Tensor, box: Square, silhouette: Silhouette | None) -> Tensor:
+        """`alpha` as a square alone tells; beside and above it nothing is the person, below it what is at its edge."""
         height, width = picture.shape[-2:]
         x0, y0, side = box
         scale = SIZE / side
@@ -57,10 +74,15 @@ class MatteNet(UNet):
             seen = silhouette((part[0].permute(1, 2, 0) * 255).round().byte().numpy())
             alpha = torch.maximum(alpha, ((torch.from_numpy(seen) - DOUBT) / (1 - 2 * DOUBT)).clamp(0, 1))
         alpha = closed(alpha, HOLES)
-        x = ((torch.arange(width) + 0.5 - x0) / side) * 2 - 1
-        y = ((torch.arange(height) + 0.5 - y0) / side) * 2 - 1
+        x, y = ((axis - start) * (2 / side) - 1 for axis, start in zip(_axes(picture), (x0, y0), strict=True))
         back = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
-        return F.grid_sample(alpha, back[None], mode="bicubic", padding_mode="border", align_corners=False).clamp(0, 1)
+        alpha = F.grid_sample(alpha, back[None], mode="bicubic", padding_mode="border", align_corners=False)
+        return alpha.clamp(0, 1) * ((x.abs() <= 1) & (y[:, None] >= -1))
+
+
+def _axes(picture: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the centres of columns and rows are, from the picture's left and upper edge."""
+    return torch.arange(picture.shape[-1]) + 0.5, torch.arange(picture.shape[-2]) + 0.5
 
 
 def closed(alpha: Tensor, reach: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from threading import Lock
 
 import numpy as np
@@ -14,7 +15,7 @@ from mssync.faces import EYE_CORNERS, N_SKIN, mirror_points
 from mssync.render.field import Hiding, affine, eased, enlarging, seen, thin_plate, view, view_solver
 from mssync.render.organs import EYE, FACE, MOUTH, Organ, framed, inside, mirror_mesh, source_frame
 from mssync.render.painter import Asked, rim
-from mssync.render.plate import parted
+from mssync.render.plate import completed, fill, parted
 from mssync.render.residual import CELLS as LOOK
 
 # fmt: off
@@ -39,8 +40,10 @@ CROWN = 0.1  # of the height: over so much a head that the picture's top cuts of
 DOUBLED = 800 * 800  # pixels of a frame up to which the person is stored twice as fine, so that moving it blurs less
 FADING = 0.15  # of half the box: the rim in which the residual ends, in a picture that is drawn whole
 LANCZOS = 4  # lobes of the window by which that is done
+CRISP = 0.08  # of the finer neighbours is taken off: what linear interpolation between them blurs, on the mean
 
 FACE_SCALE = torch.tensor([float(FACE.size[1]), float(FACE.size[0])])
+Inpaint = Callable[[Tensor, Tensor], Tensor]
 Box = tuple[float, float, float]  # x, y, side in pixels
 
 
@@ -94,7 +97,7 @@ class Scene:
 class View:
     """A scene at one size: its layers, its points, its organs, all in pixels of the frames."""
 
-    def __init__(self, scene: Scene, size: int | None) -> None:
+    def __init__(self, scene: Scene, size: int | None, inpaint: Inpaint = completed) -> None:
         if size is None:
             self.height, self.width = scene.picture.shape[-2:]
             self.origin, self.scale = (0.0, 0.0), 1.0
@@ -102,7 +105,7 @@ class View:
             self.height = self.width = size
             self.origin, self.scale = scene.box[:2], size / scene.box[2]
         self.pad = 0 if size is None else round(PAD * size)
-        own, plate = layers(scene, self.origin, self.scale, self.height, self.width, self.pad)
+        own, plate = layers(scene, self.origin, self.scale, self.height, self.width, self.pad, inpaint)
         self.fine = self.height * self.width <= DOUBLED
         self.own = doubled(own) if self.fine else own
         inner = (..., slice(self.pad, self.pad + self.height), slice(self.pad, self.pad + self.width))
@@ -189,7 +192,7 @@ class Look:
     def __init__(self, scene: Scene, at: View) -> None:
         x0, y0, side = scene.box
         pad = round(PAD * LOOK)
-        own, _ = layers(scene, (x0, y0), LOOK / side, LOOK, LOOK, pad)
+        own, _ = layers(scene, (x0, y0), LOOK / side, LOOK, LOOK, pad, fill)
         corner = at.placed(torch.tensor([x0, y0]) - 0.5)  # of the box, in the view
         self.cell = side * at.scale / LOOK
         self.cells = pixel_grid(LOOK, LOOK, self.cell) + (corner + 0.5)
@@ -292,7 +295,7 @@ class OrganInView:
 
 
 def layers(
-    scene: Scene, origin: tuple[float, ...], scale: float, height: int, width: int, pad: int
+    scene: Scene, origin: tuple[float, ...], scale: float, height: int, width: int, pad: int, inpaint: Inpaint
 ) -> tuple[Tensor, Tensor]:
     """A part of a picture, `pad` pixels around: person (1, 4, h, w), premultiplied RGBA, and plate (1, 3, h, w)."""
     # Outside of the picture what is at its border goes on straight; a person's colours are mirrored there.
@@ -301,7 +304,7 @@ def layers(
     mirrored, straight, matte = cut
     rows = torch.arange(height + 2 * pad) - pad + origin[1] * scale
     matte = matte * (1 + rows / (CROWN * height)).clamp(0, 1)[:, None]
-    return parted(torch.lerp(straight, mirrored, matte), matte)
+    return parted(torch.lerp(straight, mirrored, matte), matte, inpaint)
 
 
 def inked(outline: Tensor, box: Box, size: int, pad: int) -> Tensor:
@@ -330,8 +333,9 @@ def pixel_grid(rows: int, columns: int, step: float = 1.0) -> Tensor:
 def doubled(x: Tensor) -> Tensor:
     """Maps (1, c, h, w) at twice the resolution, by a windowed sinc: (1, c, 2 h, 2 w)."""
     taps = torch.arange(1 - LANCZOS, LANCZOS).float()
-    away = taps - torch.tensor([[-0.25], [0.25]])  # the centres of the two finer pixels
-    kernel = torch.sinc(away) * torch.sinc(away / LANCZOS)
+    away = taps - torch.tensor([[[-0.25], [0.25]]]) - torch.tensor([0.0, -0.5, 0.5])[:, None, None]
+    three = torch.sinc(away) * torch.sinc(away / LANCZOS) * (away.abs() < LANCZOS)
+    kernel = (1 + 2 * CRISP) * three[0] - CRISP * (three[1] + three[2])  # of the two finer pixels
     kernel = kernel / kernel.sum(1, keepdim=True)
     for dim in (2, 3):
         shape, reach = [1, 1, 1, 1], [0, 0, 0, 0]

@@ -22,6 +22,7 @@ from mssync.faces import mirror_points
 from mssync.precision import choose, drawing_precision
 from mssync.render.field import view
 from mssync.render.organs import EYE_RINGS, MOUTH, face_window
+from mssync.render.plate import fill
 from mssync.render.renderer import body_map, in_view, tensor
 from mssync.render.residual import MIRRORED, MIRRORED_OUTPUT, Residual
 from mssync.render.scene import Look, Scene, View
@@ -108,7 +109,7 @@ def _source(boxes: Boxes, renderer: Any, clip: range, number: int) -> Source:
     picture, points = tensor(image), torch.from_numpy(mesh)
     face, face_mesh, _ = face_window(image, mesh)
     matte = renderer.matte.alpha(picture, points, BOX, renderer.silhouette)
-    at = View(Scene(picture, matte, points, BOX, tensor(face), torch.from_numpy(face_mesh)), SIDE)
+    at = View(Scene(picture, matte, points, BOX, tensor(face), torch.from_numpy(face_mesh)), SIDE, fill)
     targets = [t for t in clip if t != number]
     meshes = at.placed(torch.from_numpy(boxes.meshes[targets][..., :2]))
     rest, motion = (torch.from_numpy(boxes.motion[k]) for k in ([number], targets))
