@@ -328,7 +328,7 @@ def test_the_client_of_the_documentation_runs_as_written(talker, tmp_path) -> No
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     running.should_exit = True
     thread.join()
-    assert json.loads(done.stdout) == {"type": "end", "frames": 335}, done.stderr
+    assert json.loads(done.stdout) == {"type": "end", "frames": 249}, done.stderr
     drawn = sorted((tmp_path / "out" / "frames").iterdir())
     assert len(drawn) > 100
     assert Image.open(drawn[0]).size == (384, 384)

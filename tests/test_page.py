@@ -111,7 +111,7 @@ def test_an_example_becomes_a_video(page, tmp_path):
     page.get_by_role("button", name="Make the video").click()
     says(page, r"drawing, about \d+ (second|minute)s? left")
     page.locator("#animate-result video").wait_for()
-    expect(page.get_by_label("About it").first).to_have_value(re.compile(r"13\.4 s of video, 335 frames\. Done after"))
+    expect(page.get_by_label("About it").first).to_have_value(re.compile(r"10\.0 s of video, 249 frames\. Done after"))
     video = page.locator("#animate-result video")
     played = "video => video.play().then(() => new Promise(go => setTimeout(() => go(video.currentTime), 1500)))"
     assert video.evaluate(played) > 0
@@ -120,7 +120,7 @@ def test_an_example_becomes_a_video(page, tmp_path):
     assert download.value.suggested_filename == f"{DEMO_PORTRAIT.stem}-{DEMO_SPEECH.stem}.mp4"
     download.value.save_as(tmp_path / "got.mp4")
     found = probe(tmp_path / "got.mp4")
-    assert (found.frames, found.generated) == (335, True)
+    assert (found.frames, found.generated) == (249, True)
 
 
 def test_a_job_is_cancelled_and_another_one_made(page):
