@@ -27,7 +27,7 @@ from mssync.render.organs import (
     source_frame,
 )
 from mssync.render.painter import Painter, Prompt
-from mssync.render.plate import fill, parted
+from mssync.render.plate import completed, fill, parted
 from mssync.render.renderer import LayeredRenderer, Scene
 from mssync.render.scene import View, _cut
 
@@ -154,6 +154,23 @@ def test_filling_goes_on_with_what_is_around():
     filled = fill(torch.where(known > 0, picture, torch.zeros(())), known)
     assert torch.equal(filled * known, picture * known)
     assert (filled - picture).abs().max() < 0.15
+
+
+def test_a_plate_has_the_structure_of_what_is_around():
+    """A horizon and a fence go on behind the person; what is known stays."""
+    picture = torch.zeros(1, 3, 120, 160)
+    picture[..., :50, :] = torch.tensor([0.4, 0.6, 0.9])[:, None, None]
+    picture[..., 50:, :] = torch.tensor([0.2, 0.5, 0.2])[:, None, None]
+    known = torch.ones(1, 1, 120, 160)
+    known[..., 20:, 55:105] = 0
+    done, plain = completed(picture * known, known), fill(picture * known, known)
+    assert torch.allclose(done * known, picture * known, atol=1e-6)
+    hidden = 1 - known
+    errors = [float(((x - picture).abs() * hidden).sum() / hidden.sum() / 3) for x in (done, plain)]
+    assert errors[0] < 0.4 * errors[1]
+    nothing = torch.zeros_like(known)
+    nothing[..., 0, 0] = 1
+    assert completed(picture, nothing).isfinite().all()  # too little is known for patches
 
 
 def test_carried_motion():
@@ -296,6 +313,24 @@ def test_what_is_not_drawn_does_not_change(renderer, monkeypatch):
 
 
 @torch.inference_mode()
+def test_what_the_picture_cuts_off_is_held():
+    """Hair at the left edge stays there; without hair at the edge nothing is held."""
+    scene, mesh = scene_of(), face(200)[None, :, :2] + torch.tensor([12.0, 0.0])
+    free = scene.view(200)
+    assert free.free.min() == 1
+    scene = scene_of()
+    scene.matte[..., 40:160, :90] = 1
+    held = scene.view(200)
+    moved = []
+    for at in (free, held):
+        field = at.field(mesh, view(at.solver, mesh), None)
+        moved.append(-field[0, 0, 30])  # to the right, in a row through the face
+    assert moved[0][0] > 3
+    assert moved[1][0].abs() < 1.5
+    assert moved[1][32] == pytest.approx(12, abs=1)  # the face itself
+
+
+@torch.inference_mode()
 def test_sizes_agree(renderer):
     scene = scene_of()
     mesh = turned(face(200), 10)[None, :, :2]
@@ -319,6 +354,22 @@ def test_the_matte_has_the_picture_s_size():
     alpha = net.alpha(picture, face(90), (25.0, 0.0, 90.0))
     assert alpha.shape == (1, 1, 90, 140)
     assert 0 <= alpha.min() <= alpha.max() <= 1
+
+
+@torch.inference_mode()
+def test_who_reaches_out_of_the_box_is_seen_from_afar():
+    """Alpha is 1 wherever this network looks: far beyond the box nothing is the person, but below it."""
+
+    class Everything(MatteNet):
+        def forward(self, picture, face):
+            return torch.ones_like(face)
+
+    net = Everything((8, 8, 8, 8, 8)).eval()
+    alpha = net.alpha(torch.rand(1, 3, 300, 500), face(100) + torch.tensor([200.0, 50.0, 0.0]), (200.0, 50.0, 100.0))
+    assert alpha[0, 0, 100, 250] == pytest.approx(1)
+    assert alpha[0, 0, 100, 150] == pytest.approx(1)  # in the square that is seen from afar
+    assert alpha[0, 0, 100, [50, 450]].max() == 0
+    assert alpha[0, 0, 299, 250] == pytest.approx(1)
 
 
 def test_gaps_of_a_matte_are_closed():

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 GROWN = 0.012  # of the picture's side: the matte's rim, in which hair may be that the matte lost
-LEAST = 0.02  # alpha of what is the person's
+LEAST = 0.1  # alpha of what is the person's
 TINY = 1e-4  # of colours in [0, 1]
 SMALLEST = 4  # pixels: where the pyramid ends
 PATCH = 7  # pixels of a patch's side

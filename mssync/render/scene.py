@@ -37,6 +37,8 @@ HIDES = 0.7  # distances of the eyes: how far apart points may be that hide each
 CELLS = 64  # of the field along the picture's longer side
 PAD = 0.2  # of the side: what lies around the drawn part and may move into it
 CROWN = 0.1  # of the height: over so much a head that the picture's top cuts off is made to end
+CUT_OFF = 0.5  # alpha at the picture's edge from which the person is cut off there
+HELD_EVERY, HELD = 24, 0.15  # points that are held there along the longer side; how far they hold others, in sides
 DOUBLED = 800 * 800  # pixels of a frame up to which the person is stored twice as fine, so that moving it blurs less
 FADING = 0.15  # of half the box: the rim in which the residual ends, in a picture that is drawn whole
 LANCZOS = 4  # lobes of the window by which that is done
@@ -113,7 +115,7 @@ class View:
         self.rest = to_bytes(own[inner][:, :3] + (1 - own[inner][:, 3:]) * self.plate)[0]  # (H, W, 3) uint8
         self.mesh = torch.cat([self.placed(scene.mesh[:, :2]), scene.mesh[:, 2:] * self.scale], 1)[None]
         self.solver = view_solver(self.mesh)
-        points, self.follows = around(self.mesh[0])
+        points, self.follows, self.free = self._held(scene, *around(self.mesh[0]))
         self.around, self.chosen = points[None], control_points()
         warping = torch.cat([self.mesh[0, self.chosen], points])
         left, right = self.mesh[0, list(EYE_CORNERS)]
@@ -145,11 +147,32 @@ class View:
         source = torch.cat([self.mesh[:, self.chosen, :2].expand(len(mesh), -1, -1), still], 1)
         below = still if body is None else still @ body[:, :2] + body[:, 2:]
         target = below + self.follows[:, None] * (seen(self.around, head) - below)
+        target = still + self.free[:, None] * (target - still)
         target = torch.cat([mesh[:, self.chosen], target], 1)
         unit = max(self.height, self.width) / 2
         stiffness = STIFFNESS + HIDDEN * self.hiding(head)
         field = thin_plate(target / unit, source - target, self.cells.flatten(0, 1) / unit, stiffness)
         return field.unflatten(1, self.cells.shape[:2]).permute(0, 3, 1, 2)
+
+    def _held(self, scene: Scene, points: Tensor, follows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Points around the face and how far they follow it, with more of them where the picture's sides or top cut the
+        person off, as nothing is known of what is beyond; and how far they may move at all (n,)."""
+        height, width = scene.matte.shape[-2:]
+        along = [torch.arange(0.5, side, max(height, width) / HELD_EVERY) for side in (width, height)]
+        top, left = F.pad(along[0][:, None], (0, 1)), F.pad(along[1][:, None], (1, 0))
+        edges = torch.cat([top, left, left + torch.tensor([width - 1.0, 0.0])])
+        cut = edges[scene.matte[0, 0, edges[:, 1].long(), edges[:, 0].long()] > CUT_OFF]
+        if not len(cut):
+            return points, follows, torch.ones_like(follows)
+        corner = self.placed(torch.zeros(2))
+        far = self.placed(torch.tensor([width - 1.0, height - 1.0]))
+        within = points[:, :2].clamp(corner, far)  # what lies beyond is held as the edge is
+        away = torch.cdist(within, self.placed(cut)).amin(1) / (HELD * (far - corner).amin())
+        free = eased(away * (within == points[:, :2]).all(1))
+        depth = points[:, 2:].mean().expand(len(cut), 1)
+        none = torch.zeros(len(cut))
+        points = torch.cat([points, torch.cat([self.placed(cut), depth], 1)])
+        return points, torch.cat([follows, none]), torch.cat([free, none])
 
     def _person(self, own: Tensor) -> Tensor:
         """Which cells, and others as large around the view, have anything of the person's layer: (1, 1, r, c)."""
