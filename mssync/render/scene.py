@@ -147,7 +147,7 @@ class View:
         source = torch.cat([self.mesh[:, self.chosen, :2].expand(len(mesh), -1, -1), still], 1)
         below = still if body is None else still @ body[:, :2] + body[:, 2:]
         target = below + self.follows[:, None] * (seen(self.around, head) - below)
-        target = still + self.free[:, None] * (target - still)
+        target = still + self.free * (target - still)
         target = torch.cat([mesh[:, self.chosen], target], 1)
         unit = max(self.height, self.width) / 2
         stiffness = STIFFNESS + HIDDEN * self.hiding(head)
@@ -156,23 +156,29 @@ class View:
 
     def _held(self, scene: Scene, points: Tensor, follows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Points around the face and how far they follow it, with more of them where the picture's sides or top cut the
-        person off, as nothing is known of what is beyond; and how far they may move at all (n,)."""
+        person off; and how far they may move, in x and y (n, 2).
+
+        Nothing is known of what is beyond, so what is cut off may slide along the edge but not leave it.
+        """
         height, width = scene.matte.shape[-2:]
-        along = [torch.arange(0.5, side, max(height, width) / HELD_EVERY) for side in (width, height)]
-        top, left = F.pad(along[0][:, None], (0, 1)), F.pad(along[1][:, None], (1, 0))
-        edges = torch.cat([top, left, left + torch.tensor([width - 1.0, 0.0])])
-        cut = edges[scene.matte[0, 0, edges[:, 1].long(), edges[:, 0].long()] > CUT_OFF]
-        if not len(cut):
-            return points, follows, torch.ones_like(follows)
-        corner = self.placed(torch.zeros(2))
-        far = self.placed(torch.tensor([width - 1.0, height - 1.0]))
-        within = points[:, :2].clamp(corner, far)  # what lies beyond is held as the edge is
-        away = torch.cdist(within, self.placed(cut)).amin(1) / (HELD * (far - corner).amin())
-        free = eased(away * (within == points[:, :2]).all(1))
-        depth = points[:, 2:].mean().expand(len(cut), 1)
-        none = torch.zeros(len(cut))
-        points = torch.cat([points, torch.cat([self.placed(cut), depth], 1)])
-        return points, torch.cat([follows, none]), torch.cat([free, none])
+        corner, far = self.placed(torch.zeros(2)), self.placed(torch.tensor([width - 1.0, height - 1.0]))
+        reach = HELD * float((far - corner).amin())
+        inside = points[:, :2].clamp(corner, far)  # what lies beyond is held as the edge is
+        free, more = torch.ones(len(points), 2), []
+        down, across = (torch.arange(0.5, side, max(height, width) / HELD_EVERY) for side in (height, width))
+        edges = ((0, F.pad(down[:, None], (1, 0))), (0, F.pad(down[:, None], (1, 0), value=width - 1.0)),
+                 (1, F.pad(across[:, None], (0, 1))))  # fmt: skip
+        for axis, edge in edges:
+            cut = edge[scene.matte[0, 0, edge[:, 1].long(), edge[:, 0].long()] > CUT_OFF]
+            if len(cut):
+                away = torch.cdist(inside, self.placed(cut)).amin(1) * (inside == points[:, :2]).all(1)
+                free[:, axis] = torch.minimum(free[:, axis], eased(away / reach))
+                more.append((self.placed(cut), torch.ones(len(cut), 2) - torch.eye(2)[axis]))
+        depth = float(points[:, 2].mean())
+        added = torch.cat([F.pad(places, (0, 1), value=depth) for places, _ in more]) if more else points[:0]
+        nearest = torch.cdist(added[:, :2], points[:, :2]).argmin(1)
+        points, free = torch.cat([points, added]), torch.cat([free, *(axes for _, axes in more)])
+        return points, torch.cat([follows, follows[nearest]]), free
 
     def _person(self, own: Tensor) -> Tensor:
         """Which cells, and others as large around the view, have anything of the person's layer: (1, 1, r, c)."""
