@@ -165,11 +165,14 @@ class View:
         reach = HELD * float((far - corner).amin())
         inside = points[:, :2].clamp(corner, far)  # what lies beyond is held as the edge is
         free, more = torch.ones(len(points), 2), []
-        down, across = (torch.arange(0.5, side, max(height, width) / HELD_EVERY) for side in (height, width))
+        counts = [math.ceil(side * HELD_EVERY / max(height, width)) for side in (height, width)]
+        down, across = (
+            (torch.arange(n) + 0.5) * (side / n) - 0.5 for n, side in zip(counts, (height, width), strict=True)
+        )
         edges = ((0, F.pad(down[:, None], (1, 0))), (0, F.pad(down[:, None], (1, 0), value=width - 1.0)),
                  (1, F.pad(across[:, None], (0, 1))))  # fmt: skip
         for axis, edge in edges:
-            cut = edge[scene.matte[0, 0, edge[:, 1].long(), edge[:, 0].long()] > CUT_OFF]
+            cut = edge[scene.matte[0, 0, edge[:, 1].round().long(), edge[:, 0].round().long()] > CUT_OFF]
             if len(cut):
                 away = torch.cdist(inside, self.placed(cut)).amin(1) * (inside == points[:, :2]).all(1)
                 free[:, axis] = torch.minimum(free[:, axis], eased(away / reach))
