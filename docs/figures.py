@@ -1,6 +1,7 @@
 """Draw the figures of the documentation from the shipped models and the demo speech: python docs/figures.py
 
-Nobody is shown but the public-domain portrait of scikit-image, and nothing is read but what the package ships.
+Nobody is shown but in the public-domain portraits of scikit-image and matplotlib (Eileen Collins by NASA, Grace Hopper
+by the US Navy), and nothing else is read but what the package ships.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib import pyplot as plt
+from matplotlib.cbook import get_sample_data
 from PIL import Image
 from skimage.data import astronaut
 
@@ -33,6 +35,7 @@ COLOURS = ("#1b6ca8", "#3c9d5d", "#d98a1f", "#a83250")  # levels 1 to 4
 NAMES = [*ANCHORS, "learned"]  # of the ten keypoints
 LOWER_LIP = NAMES.index("lower lip")
 SHIFTS = range(-10, 11)  # frames of a level
+SHEET = 256  # pixels of a picture of the sheet
 WINDOW_MS = [200 * 2**level for level in range(LEVELS)]
 
 
@@ -46,6 +49,7 @@ def main() -> None:
     motion, masks = speak(talker, waveform)
     audio = features(torch.from_numpy(waveform), n_video_frames=len(motion))
     draw_demo(talker)
+    draw_sheet(talker)
     draw_pyramid(motion, audio)
     draw_syncers(motion, audio)
     draw_masks(talker, masks, waveform)
@@ -54,7 +58,24 @@ def main() -> None:
 def draw_demo(talker: Pipeline) -> None:
     """Frames of the demo at 512 pixels: the portrait as it is, widest mouth, closed eyes, lips together; the head left,
     right and down, and the last frame."""
-    portrait = talker.portrait(astronaut())
+    frames = spoken(talker, astronaut(), DRAWN)
+    picture = np.vstack([np.hstack(frames[:4]), np.hstack(frames[4:])])
+    Image.fromarray(picture).save(FOLDER.parent / "demo.jpg", quality=88)
+
+
+def draw_sheet(talker: Pipeline) -> None:
+    """The same moments of two portraits, and of one of them in black and white."""
+    hopper = np.array(Image.open(get_sample_data("grace_hopper.jpg")))
+    grey = np.repeat(np.array(Image.fromarray(astronaut()).convert("L"))[..., None], 3, 2)
+    rows = [np.hstack(spoken(talker, portrait, SHEET)) for portrait in (astronaut(), hopper, grey)]
+    Image.fromarray(np.vstack(rows)).save(FOLDER / "sheet.jpg", quality=88)
+
+
+def spoken(talker: Pipeline, picture: np.ndarray, size: int) -> list[np.ndarray]:
+    """Frames (size, size, 3) of the demo's speech: first, widest mouth, closed eyes, lips together; head left, right,
+    down, last.
+    """
+    portrait = talker.portrait(picture)
     motion = talker.animate(portrait, DEMO_SPEECH).motion
     with torch.no_grad():
         mesh = Surface()(torch.from_numpy(motion)).numpy()
@@ -65,9 +86,7 @@ def draw_demo(talker: Pipeline) -> None:
         0, mouth.argmax(), eyes.argmin(), later + mouth[later:-later].argmin(),
         x.argmin(), x.argmax(), y.argmax(), len(motion) - 1,
     ]  # fmt: skip
-    frames = [talker.draw(portrait, motion[t : t + 1], DRAWN)[0] for t in times]
-    picture = np.vstack([np.hstack(frames[:4]), np.hstack(frames[4:])])
-    Image.fromarray(picture).save(FOLDER.parent / "demo.jpg", quality=88)
+    return [talker.draw(portrait, motion[t : t + 1], size)[0] for t in times]
 
 
 @torch.inference_mode()

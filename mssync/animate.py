@@ -72,7 +72,7 @@ LIVE_FILE = "generator_live.safetensors"  # of the same folder: hears little of 
 REENACTORS = ("layered", "fomm")  # kinds of model files that draw faces
 DEVICES = ("cpu", "cuda", "mps")
 
-BATCH = 4  # frames that a core draws at once: with more, memory is asked for anew each time
+BATCH = 3  # frames that a core draws at once: with more, memory is asked for anew each time
 MIN_SECONDS = 0.2  # the shortest speech: one window of the finest syncer
 MAX_SEARCHED = 4096  # longest side of a picture in which the face is looked for, in pixels
 DRAWN = 512  # side of a video's frames, unless another is wanted
@@ -592,6 +592,8 @@ class Pipeline:
         height, width = portrait.picture.shape[:2]
         pixels = height * width if size is None else size * size
         count = BATCH if pixels < LARGE else 1
+        if self.sized is not None:
+            self.sized.ready(portrait.state, size)
 
         def drawn(start: int) -> np.ndarray:
             times = slice(start, start + count)

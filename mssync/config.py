@@ -169,13 +169,13 @@ class PainterTraining:
 class ResidualTraining:
     """Training of the renderer's residual layer (ours). See training/residual.py."""
 
-    steps: int = 12000
+    steps: int = 9000
     batch: int = 16
     lr: float = 1e-3
     weight_decay: float = 0.05
     average: float = 0.998  # decay of the moving average of the weights that is kept
     reconstruction: float = 10.0
-    smoothness: float = 0.3  # of what is added to the field, in cells
+    smoothness: float = 50.0  # of the field, where it would tear
     light: float = 0.2  # of the logarithm of gains
     seed: int = 0
 

@@ -64,6 +64,10 @@ class SizedReenactor(Reenactor, Protocol):
         """
         ...
 
+    def ready(self, prepared: Any, size: int | None) -> None:
+        """Compute now, on all cores, what the first frame of this size would wait for."""
+        ...
+
     def draw(self, prepared: Any, motion: Tensor, size: int | None, mesh: Tensor | None = None) -> Tensor:
         """Frames (B, h, w, 3) uint8 under motion (B, 10, 6): the box at size × size, or (None) the whole picture.
 

@@ -92,6 +92,11 @@ class LayeredRenderer(nn.Module):
         scene = Scene(image, matte, points, part, tensor(face), torch.from_numpy(face_mesh))
         return Prepared(scene, motion, self.surface(motion))
 
+    @torch.inference_mode()
+    def ready(self, prepared: Prepared, size: int | None) -> None:
+        """Compute now, on all cores, what the first frame of this size would wait for."""
+        prepared.scene.view(size)
+
     def draw(self, prepared: Prepared, motion: Tensor, size: int | None, mesh: Tensor | None = None) -> Tensor:
         """Frames (B, h, w, 3) uint8 under motion (B, 10, 6): the box at size × size, or (None) the whole picture.
 

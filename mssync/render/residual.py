@@ -16,7 +16,7 @@ from mssync.render.painter import UNet
 CELLS = 64  # along the side of the part that is drawn
 INPUTS = 18  # RGBA and face, warped; alpha at rest; field; (u, v) on the head; its view and shift: see `scene.Look`
 WIDTHS = (20, 36, 60, 76)
-FARTHEST = 4.0  # cells that a place may be moved
+FARTHEST = 2.5  # cells that a place may be moved
 BRIGHTEST = 0.35  # logarithm of a gain
 # What a mirrored picture's inputs are multiplied with, and its outputs (x, y, gains of three colours).
 MIRRORED = (1.0,) * 6 + (-1.0, 1.0, -1.0, 1.0, 1.0, -1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 1.0)

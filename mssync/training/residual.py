@@ -6,6 +6,7 @@ which painters draw, at three resolutions, so that what is far off pulls, too.
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,8 @@ from mssync.render.scene import Look, Scene, View
 from mssync.training.common import Run, fit, launched
 from mssync.weights import load_model
 
-SOURCES = 4  # frames of a clip that serve as portraits
+SOURCES, TARGETS = 2, 24  # frames of a clip that serve as portraits; others, at most, that each is to become
+STEEP = 0.25  # cells that what is added to the field may change from cell to cell: more begins to tear
 SIDE = 128  # pixels of the pictures that are compared
 LEVELS = (1, 4, 16)  # pixels: of the pictures that are compared
 SEEN = 240  # pairs that are looked at
@@ -111,6 +113,7 @@ def _source(boxes: Boxes, renderer: Any, clip: range, number: int) -> Source:
     matte = renderer.matte.alpha(picture, points, BOX, renderer.silhouette)
     at = View(Scene(picture, matte, points, BOX, tensor(face), torch.from_numpy(face_mesh)), SIDE, fill)
     targets = [t for t in clip if t != number]
+    targets = targets[:: math.ceil(len(targets) / TARGETS)]
     meshes = at.placed(torch.from_numpy(boxes.meshes[targets][..., :2]))
     rest, motion = (torch.from_numpy(boxes.motion[k]) for k in ([number], targets))
     heads = view(at.solver, meshes)
@@ -165,7 +168,7 @@ def losses(batch: Batch, change: Tensor, settings: ResidualTraining) -> dict[str
     """L1 of what comes out at all LEVELS, and what keeps changes small and smooth."""
     difference = (drawn(batch, change) - batch.real) * batch.weight
     found = [F.avg_pool2d(difference, level).abs().mean() for level in LEVELS]
-    across, down = (change[:, :2].diff(dim=d).square().mean() for d in (2, 3))
+    across, down = ((change[:, :2].diff(dim=d).abs() - STEEP).clamp_min(0).square().mean() for d in (2, 3))
     return {
         "reconstruction": settings.reconstruction * torch.stack(found).sum(),
         "smoothness": settings.smoothness * (across + down),
