@@ -392,7 +392,7 @@ class Pipeline:
             warnings.warn(f"{sound.name} is silent: the face stays quiet", stacklevel=1)
             expression = 0.0
         portrait = self.portrait(image)
-        parts: Iterable[np.ndarray] = self._generate(portrait, waveform, seed)
+        parts: Iterable[np.ndarray] = self.cores.one_by_one(self._generate(portrait, waveform, seed))
         if smooth:  # which needs what is to come
             parts = [gaussian(np.concatenate(list(parts)), smooth)]
         factors = {"head": head_motion, "expression": expression}

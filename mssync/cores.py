@@ -7,7 +7,7 @@ else runs, an encoder, makes all wait. Batches that each stay on one core come t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Thread
 from typing import TypeVar
@@ -26,11 +26,22 @@ class Cores:
 
     def __init__(self, device: torch.device) -> None:
         self.count = torch.get_num_threads() if device.type == "cpu" else 1
-        self._threads = ThreadPoolExecutor(self.count, "mssync-core", use_one_core, (torch.get_num_threads(),))
+        cores = torch.get_num_threads()
+        self._threads = ThreadPoolExecutor(self.count, "mssync-core", use_one_core, (cores,))
+        self._maker = ThreadPoolExecutor(1, "mssync-maker", use_one_core, (cores,))
 
     def submit(self, function: Callable[[], B]) -> Future[B]:
         """Do something as soon as a thread is free."""
         return self._threads.submit(function)
+
+    def one_by_one(self, items: Iterable[A]) -> Iterator[A]:
+        """The items, each made on one core when it is asked for, by a thread that does nothing else.
+
+        For what is made of many small operations: shared out to all cores, they wait for whatever else runs there.
+        """
+        iterator = iter(items)
+        while (found := self._maker.submit(next, iterator, self).result()) is not self:
+            yield found  # type: ignore[misc]
 
     def map(self, function: Callable[[A], B], items: Iterable[A]) -> Generator[B, None, None]:
         """Results of function(item), in order. Items are taken one by one in the caller's thread, at most one a thread

@@ -82,5 +82,26 @@ def test_other_threads_keep_their_cores() -> None:
         torch.set_num_threads(before)
 
 
+def test_items_are_made_on_one_core_when_they_are_asked_for(cores: Cores) -> None:
+    made: list[tuple[int, int, str]] = []
+
+    def items():
+        for k in range(3):
+            made.append((k, torch.get_num_threads(), threading.current_thread().name))
+            yield k
+        raise ValueError("spoilt")
+
+    found = cores.one_by_one(items())
+    assert not made
+    assert [next(found), next(found)] == [0, 1]
+    assert len(made) == 2
+    assert len({name for _, _, name in made}) == 1
+    assert threading.current_thread().name not in {name for _, _, name in made}
+    assert next(found) == 2
+    with pytest.raises(ValueError, match="spoilt"):
+        next(found)
+    assert list(cores.one_by_one([])) == []
+
+
 def test_another_device_has_one_thread() -> None:
     assert Cores(torch.device("meta")).count == 1
