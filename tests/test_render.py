@@ -29,7 +29,7 @@ from mssync.render.organs import (
 from mssync.render.painter import Painter, Prompt
 from mssync.render.plate import completed, fill, parted
 from mssync.render.renderer import LayeredRenderer, Scene
-from mssync.render.scene import View, _cut
+from mssync.render.scene import Part, View, _cut
 
 
 def face(size: int = 256) -> torch.Tensor:
@@ -298,6 +298,11 @@ def test_the_residual_is_the_same_in_the_whole_picture(renderer):
     assert carried_over[0, 0].max() == pytest.approx(192 / 64, rel=1e-3)
 
 
+def everything(at: View) -> Part:
+    whole = (slice(0, at.height), slice(0, at.width))
+    return Part(*whole, [whole])
+
+
 @torch.inference_mode()
 def test_what_is_not_drawn_does_not_change(renderer, monkeypatch):
     scene = scene_of()
@@ -306,9 +311,8 @@ def test_what_is_not_drawn_does_not_change(renderer, monkeypatch):
     at = scene.view(200)
     drawn = drawn_by(renderer, scene, mesh, 200)
     head = view(at.solver, mesh)
-    _, columns = at.changed(at.field(mesh, head, None))
-    assert columns.start > 0
-    monkeypatch.setattr(View, "changed", lambda at, _: (slice(0, at.height), slice(0, at.width)))
+    assert at.changed(at.field(mesh, head, None)).columns.start > 0
+    monkeypatch.setattr(View, "changed", lambda at, _: everything(at))
     assert (drawn - drawn_by(renderer, scene, mesh, 200)).abs().max() < 0.005
 
 

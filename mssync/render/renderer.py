@@ -21,7 +21,7 @@ from mssync.render.matte import MatteNet
 from mssync.render.organs import MOUTH, face_window
 from mssync.render.painter import Painter
 from mssync.render.residual import Residual
-from mssync.render.scene import OrganInView, Scene, View, to_bytes
+from mssync.render.scene import OrganInView, Part, Scene, View, shifted, to_bytes
 
 
 class LayeredRenderer(nn.Module):
@@ -131,19 +131,19 @@ class LayeredRenderer(nn.Module):
         if self.residual is not None:
             change = at.look.carried(self.residual(at.look.given(field, head)))
             field, light = field + change[:, :2], change[:, 2:].exp()
-        rows, columns = part = at.changed(field)
-        places = at.enlarged(field * at.to_own[:, None, None], *part).add_(at.still[..., rows, columns])
+        rows, columns, bands = part = at.changed(field)
+        places = at.enlarged(field * at.to_own[:, None, None], rows, columns).add_(at.still[..., rows, columns])
         painted = [piece for organ in at.organs for piece in self._organ(organ, at, mesh, places, part)]
-        person = at.warped(places)
+        person = at.warped(places, bands)
         for b, *where, piece in painted:
             person[b, :3, where[0], where[1]] += piece
         if light is not None:
-            person[:, :3] *= at.enlarged(light, *part)
+            person[:, :3] *= at.enlarged(light, rows, columns)
         behind = torch.sub(1, person[:, 3:]).clamp_(0, 1) * at.plate[..., rows, columns]
         return behind.add_(person[:, :3]), rows, columns
 
     def _organ(
-        self, organ: OrganInView, at: View, mesh: Tensor, places: Tensor, part: tuple[slice, slice]
+        self, organ: OrganInView, at: View, mesh: Tensor, places: Tensor, part: Part
     ) -> list[tuple[int, slice, slice, Tensor]]:
         """What is added to frames' `part` (number, rows, columns, colours); the warp under the window is set in
         `places`."""
@@ -155,13 +155,11 @@ class LayeredRenderer(nn.Module):
         maps = torch.cat([shown * (painted - given.warped), given.field.permute(0, 3, 1, 2), shown * organ.rim], 1)
         found = []
         for b, here in enumerate(organ.turned_window(window)):
-            rows, columns = organ.reach(here, *part)
+            rows, columns = organ.reach(here, part.rows, part.columns)
             if rows.start >= rows.stop or columns.start >= columns.stop:
                 continue
             new, uv = organ.spread(maps[b], here, at.x[columns], at.y[rows])
-            rows, columns = (
-                slice(x.start - y.start, x.stop - y.start) for x, y in zip((rows, columns), part, strict=True)
-            )
+            rows, columns = shifted(rows, part.rows.start), shifted(columns, part.columns.start)
             places[b, :, rows, columns].lerp_(affine(organ.origin, *(uv + new[3:5])), new[5])
             found.append((b, rows, columns, new[:3]))
         return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from threading import Lock
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ STIFFNESS = 2e-4  # of the field, in coordinates of [-1, 1]
 HIDDEN = 50.0  # the same at points that a turn hides: they do not count
 HIDES = 0.7  # distances of the eyes: how far apart points may be that hide each other
 CELLS = 64  # of the field along the picture's longer side
+BAND = 6  # rows of cells in which the person is moved at once
 PAD = 0.2  # of the side: what lies around the drawn part and may move into it
 CROWN = 0.1  # of the height: over so much a head that the picture's top cuts off is made to end
 CUT_OFF = 0.5  # alpha at the picture's edge from which the person is cut off there
@@ -73,6 +75,19 @@ def around(face: Tensor) -> tuple[Tensor, Tensor]:
     points = torch.cat([*found, F.pad(body, (0, 1), value=float(depth))])
     height = (points[:, :2] - middle) @ down / right.square().sum()
     return points, 1 - eased(height, *NECK)
+
+
+class Part(NamedTuple):
+    """Rows and columns of frames; bands: rows and columns of it that have anything of the person."""
+
+    rows: slice
+    columns: slice
+    bands: list[tuple[slice, slice]]
+
+
+def shifted(part: slice, start: int) -> slice:
+    """A slice, counted from `start` on."""
+    return slice(part.start - start, part.stop - start)
 
 
 class Scene:
@@ -189,18 +204,26 @@ class View:
         shown = F.adaptive_max_pool2d((own[:, 3:] > 0).float(), (rows, columns))
         return F.max_pool2d(shown, 3, 1, 1)
 
-    def changed(self, field: Tensor) -> tuple[slice, slice]:
-        """Rows and columns of frames that may differ from the picture under a field (B, 2, rows, columns)."""
+    def changed(self, field: Tensor) -> Part:
+        """What of frames may differ from the picture under a field (B, 2, rows, columns)."""
         cells = self.cells.permute(2, 0, 1)[None]
         places = self.in_own(torch.cat([cells, cells + field])).permute(0, 2, 3, 1)
         person = self.person.expand(len(places), -1, -1, -1)
         there = F.grid_sample(person, places, padding_mode="border", align_corners=False).amax((0, 1)) > 0
-        found = []
-        for dim, side in ((1, self.height), (0, self.width)):
-            at = there.any(dim).nonzero()
-            first, last = (int(at[0]), int(at[-1]) + 1) if len(at) else (0, 0)
-            found.append(slice(math.floor(first * self.cell), min(math.ceil(last * self.cell), side)))
-        return found[0], found[1]
+        rows, columns = self._reach(there.any(1), self.height), self._reach(there.any(0), self.width)
+        bands = []
+        for first in range(0, len(there), BAND):
+            band = there[first : first + BAND]
+            high, wide = self._reach(band.any(1), self.height, first), self._reach(band.any(0), self.width)
+            if high.stop > high.start:
+                bands.append((shifted(high, rows.start), shifted(wide, columns.start)))
+        return Part(rows, columns, bands)
+
+    def _reach(self, cells: Tensor, side: int, before: int = 0) -> slice:
+        """From the first pixel to the last one of cells (n,) that are true, the first of them cell number `before`."""
+        at = (cells.nonzero() + before).flatten().tolist() or [-1, -1]
+        first, last = (at[0], at[-1] + 1) if at[0] >= 0 else (0, 0)
+        return slice(math.floor(first * self.cell), min(math.ceil(last * self.cell), side))
 
     def in_own(self, places: Tensor) -> Tensor:
         """Places (B, 2, h, w) in pixels -> in the [-1, 1] of the person's layer."""
@@ -211,11 +234,14 @@ class View:
         tall, wide = self.enlarging
         return tall[rows] @ (maps @ wide[columns].T)
 
-    def warped(self, places: Tensor) -> Tensor:
-        """The person's pixels at places (B, 2, h, w), `in_own`: premultiplied RGBA (B, 4, h, w)."""
-        own = self.own.expand(len(places), -1, -1, -1)
+    def warped(self, places: Tensor, bands: list[tuple[slice, slice]]) -> Tensor:
+        """The person's pixels at places (B, 2, h, w), `in_own`: premultiplied RGBA (B, 4, h, w), 0 outside of bands."""
+        own, found = self.own.expand(len(places), -1, -1, -1), places.new_zeros(len(places), 4, *places.shape[2:])
         mode = "bilinear" if self.fine else "bicubic"
-        return F.grid_sample(own, places.permute(0, 2, 3, 1), mode=mode, padding_mode="border", align_corners=False)
+        for rows, columns in bands:
+            at = places[..., rows, columns].permute(0, 2, 3, 1)
+            found[..., rows, columns] = F.grid_sample(own, at, mode=mode, padding_mode="border", align_corners=False)
+        return found
 
 
 class Look:
