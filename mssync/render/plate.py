@@ -14,6 +14,7 @@ from torch import Tensor
 
 GROWN = 0.012  # of the picture's side: the matte's rim, in which hair may be that the matte lost
 LEAST = 0.1  # alpha of what is the person's
+NOISE = 0.03  # of colours in [0, 1], in which picture and plate may differ without a person before it
 TINY = 1e-4  # of colours in [0, 1]
 SMALLEST = 4  # pixels: where the pyramid ends
 PATCH = 7  # pixels of a patch's side
@@ -113,10 +114,12 @@ def parted(picture: Tensor, matte: Tensor, inpaint: Callable[[Tensor, Tensor], T
         window, room = [2 * reach * side + 1 for side in sides], [reach * side for side in sides]
         hidden = F.avg_pool2d(hidden, window, 1, room, count_include_pad=False)
     plate = torch.lerp(picture, inpaint(picture, 1 - near), hidden)
-    least = torch.where(picture < plate, 1 - picture / plate, (picture - plate) / (1 - plate).clamp_min(TINY))
+    clean = picture - (picture - plate).clamp(-NOISE, NOISE)  # on white, noise would be all there is
+    least = torch.where(clean < plate, 1 - clean / plate, (clean - plate) / (1 - plate).clamp_min(TINY))
     alpha = torch.maximum(matte, least.amax(1, keepdim=True).clamp(0, 1))
-    own = torch.minimum((picture - (1 - alpha) * plate).clamp_min(0), alpha)
-    return torch.cat([own, alpha], 1), plate
+    own = torch.minimum((clean - (1 - alpha) * plate).clamp_min(0), alpha)
+    noise = picture - own - (1 - alpha) * plate
+    return torch.cat([own + alpha * noise, alpha], 1), plate + noise
 
 
 def _grown(mask: Tensor, reach: int) -> Tensor:
