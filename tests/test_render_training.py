@@ -97,6 +97,15 @@ def test_a_renderer_is_put_together(tmp_path):
     assert after.mouth.head[0].weight.abs().max() == 0
 
 
+@pytest.fixture
+def one_thread():
+    """Two that wait for each other take minutes where other work runs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def trained(folder, run, part, *overrides) -> list[str]:
     """Overrides make it small; the lines that a run of `mssync train` prints."""
     arguments = ["train", part, "--data", str(folder), "--run", str(run)]
@@ -105,6 +114,7 @@ def trained(folder, run, part, *overrides) -> list[str]:
     return result.output.splitlines()
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("part", ["mouth", "matte", "residual"])
 def test_a_training_that_was_stopped_goes_on_exactly(folder, tmp_path, monkeypatch, part):
     monkeypatch.setattr("mssync.render.painter.WIDTHS", (8, 8))
