@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mssync.audio import HOP_LENGTH, N_FFT, SAMPLE_RATE, SAMPLES_PER_VIDEO, WIN_LENGTH, n_video_frames
-from mssync.errors import InputError
+from mssync.errors import InputError, PathLike
 
 FEATURES = 96  # numbers a frame
 FRAME = 2 * HOP_LENGTH  # samples a frame: 20 ms
@@ -120,7 +120,7 @@ class Block(nn.Module):
     """One step of the encoder: every channel over time, then all channels of a frame, added to what came in.
 
     Args:
-        width: channels, a multiple of 32: with others convolutions in bfloat16 may hang on some processors (oneDNN 3.11)
+        width: channels, a multiple of 32: others make convolutions in bfloat16 hang on some processors (oneDNN 3.12)
         hidden: channels between the two layers over a frame
         left: frames before the current one that are seen
     """
@@ -151,7 +151,7 @@ class SpeechEncoder(nn.Module):
     """The encoder: rows of log-mel energies -> features, any look-ahead from 0 to 640 ms by the same weights.
 
     Args:
-        width: channels, a multiple of 32: with others convolutions in bfloat16 may hang on some processors (oneDNN 3.11)
+        width: channels, a multiple of 32: others make convolutions in bfloat16 hang on some processors (oneDNN 3.12)
         layers: blocks; each can look 80 ms ahead
         expansion: hidden channels of a block over `width`
         left: frames before the current one that a block sees
@@ -164,6 +164,15 @@ class SpeechEncoder(nn.Module):
         self.blocks = nn.ModuleList(Block(width, expansion * width, left) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, FEATURES)
+
+    @classmethod
+    def load(cls, name_or_path: PathLike, device: str | torch.device = "cpu") -> SpeechEncoder:
+        """An encoder from its model file: float32, eval mode, no gradients. Raises InputError as `weights.load_model`."""
+        from mssync.weights import load_model
+
+        encoder, _ = load_model(Path(name_or_path), device, kinds=("speech",))
+        assert isinstance(encoder, cls)
+        return encoder
 
     @property
     def longest(self) -> int:

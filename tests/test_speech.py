@@ -20,6 +20,7 @@ from mssync import speech
 from mssync.cli import app
 from mssync.config import SpeechTraining
 from mssync.errors import InputError
+from mssync.metrics import speech as probe
 from mssync.speech import FEATURES, FRAME, SpeechEncoder, log_mel
 from mssync.training.common import Run
 from mssync.training.speech import Pieces, Recording, disturbed, evaluate, explained, read_recordings
@@ -137,7 +138,7 @@ def test_mistakes_are_named(encoder):
 
 def test_a_model_file_is_read_back(encoder, tmp_path):
     save_model(tmp_path / "speech.safetensors", encoder, "speech", encoder.config)
-    again = load_model(tmp_path / "speech.safetensors", kinds=("speech",))[0]
+    again = SpeechEncoder.load(tmp_path / "speech.safetensors")
     sound = voice(1)
     torch.testing.assert_close(again.features(sound, 80), encoder.features(sound, 80), atol=0.05, rtol=0.05)
 
@@ -146,7 +147,51 @@ def test_it_is_of_the_size_that_was_planned():
     assert 2e6 < sum(p.numel() for p in SpeechEncoder().parameters()) < 4e6
 
 
-# Training
+# Training and measuring
+
+
+def test_features_that_tell_the_lips_score_high(monkeypatch):
+    """A made-up set of clips whose features hold the opening."""
+    rng = np.random.default_rng(0)
+    clips = {f"c{k}": np.interp(np.arange(100), np.arange(0, 104, 4), rng.random(26)) for k in range(6)}
+
+    def read(folder, split):
+        names = ["c5"] if split == "val" else [f"c{k}" for k in range(5)]
+        return [Face(name, clips[name].astype(np.float32)) for name in names]
+
+    monkeypatch.setattr(probe, "read_clips", read)
+    monkeypatch.setattr(probe, "mouth_opening", lambda opening: opening)
+    monkeypatch.setattr(probe, "STEPS", 40)
+    monkeypatch.setattr(probe, "SEEDS", 1)
+    for hear, least, most in ((good, 0.8, 1.0), (deaf, -0.5, 0.5)):
+        ((name, r),) = probe.lips(hear, "nowhere", "val")
+        assert name == "c5"
+        assert least < r <= most
+    figures = probe.summary({"good": [("a", 0.2), ("b", 0.4), ("c", 0.9)]})["good"]
+    assert [round(e.value, 2) for e in figures.values()] == [0.5, 0.4]
+
+
+class Face:
+    def __init__(self, name, opening):
+        self.landmarks = opening
+        self.entry = types.SimpleNamespace(name=name, identity=name)
+
+    def __len__(self):
+        return len(self.landmarks)
+
+
+def good(clip):
+    return torch.from_numpy(clip.landmarks)[:, None].repeat(1, 4)
+
+
+def deaf(clip):
+    return torch.from_numpy(np.random.default_rng(1).random((len(clip), 4), np.float32))
+
+
+def test_the_teacher_is_explained_by_language(encoder, labels):
+    found = probe.languages(encoder, labels, "val", [0, 160])
+    assert set(found) == {"all", "en"}
+    assert found["en"]["explained at 160 ms ↑"].clips == 1
 
 
 def write_labels(folder: Path, speakers: int = 4) -> None:
