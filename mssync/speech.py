@@ -30,6 +30,7 @@ BANDS, LOWEST, HIGHEST = 64, 60.0, 7600.0  # mel bands, Hz
 AHEAD = 4  # frames that each block can look ahead
 LIVE_LOOKAHEAD = 160  # ms: what a conversation bears
 BEFORE = 2  # frames that the first layer sees before the current one
+FEW = 8  # frames at once up to which products are quicker than a convolution
 BLOCK = 60 * SAMPLE_RATE  # samples of a recording at once, so that memory does not grow with it
 
 # Level: the mean energy of rows in which somebody speaks, those louder than GATE times the level so far.
@@ -129,7 +130,7 @@ class Block(nn.Module):
         super().__init__()
         self.left = left
         taps = left + 1 + AHEAD
-        self.taps = nn.Parameter(torch.randn(width, 1, 1, taps) * taps**-0.5)
+        self.taps = nn.Parameter(torch.randn(width, taps) * taps**-0.5)
         self.ahead = nn.Embedding(AHEAD + 1, width)  # makes up for taps that are not used
         self.norm = nn.LayerNorm(width)
         self.expand = nn.Linear(width, hidden)
@@ -139,11 +140,13 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, ahead: int) -> Tensor:
         """x (B, left + T + ahead, width) -> (B, T, width): the frames that have all their neighbours."""
-        taps = self.taps[..., : self.left + 1 + ahead]
-        # Channels come last in memory, as the layers over a frame want them and convolutions of images know.
-        image = x.transpose(1, 2)[:, :, None]
-        mixed = F.conv2d(image, taps, self.ahead.weight[ahead], groups=len(taps))[:, :, 0].transpose(1, 2)
-        here = x[:, self.left : self.left + mixed.shape[1]]
+        taps, count = self.taps[:, : self.left + 1 + ahead], x.shape[1] - self.left - ahead
+        if count <= FEW:
+            mixed = (x.unfold(1, taps.shape[1], 1) * taps).sum(-1) + self.ahead.weight[ahead]
+        else:  # as a convolution of images: channels come last in memory, as the layers over a frame want them
+            image, kernel = x.transpose(1, 2)[:, :, None], taps[:, None, None]
+            mixed = F.conv2d(image, kernel, self.ahead.weight[ahead], groups=len(taps))[:, :, 0].transpose(1, 2)
+        here = x[:, self.left : self.left + count]
         return here + self.contract(F.gelu(self.expand(self.norm(mixed))))
 
 
@@ -167,7 +170,7 @@ class SpeechEncoder(nn.Module):
 
     @classmethod
     def load(cls, name_or_path: PathLike, device: str | torch.device = "cpu") -> SpeechEncoder:
-        """An encoder from its model file: float32, eval mode, no gradients. Raises InputError as `weights.load_model`."""
+        """An encoder from its model file, in eval mode and without gradients. Raises InputError as `load_model`."""
         from mssync.weights import load_model
 
         encoder, _ = load_model(Path(name_or_path), device, kinds=("speech",))
