@@ -373,7 +373,8 @@ def eval_speech(
     from mssync.speech import SpeechEncoder
 
     heard: dict[str, Any] = {"log energies": speech.log_energies, "log mel": speech.mel_energies}
-    encoders = {str(path): SpeechEncoder.load(path) for path in model or []}
+    files = model or []
+    encoders = {"encoder" if len(files) == 1 else str(path): SpeechEncoder.load(path) for path in files}
     aheads = lookahead or [160, 640]
     for name, encoder in encoders.items():
         heard |= {f"{name}, {ahead} ms": speech.student(encoder, ahead) for ahead in aheads}

@@ -21,7 +21,7 @@ from mssync.training.common import Run, fit, launched
 
 INDEX, BASIS = "index.csv", "basis.npz"
 SEEN, SEEN_SECONDS = 160, 8.0  # recordings of `val`, and how much of each, that are measured
-LEADING = 16  # components that figures are about: what is after them hardly counts
+LEADING = 32  # components that figures are about: those that the lips need (16 tell no more of them than log-mel)
 LOOKAHEADS = (0, 160, 640)  # ms, that are measured
 ROOM = 0.4  # seconds that a room rings for, at most; kept of its answer
 QUIET = 1e-4  # root mean square of a piece below which it is silence
