@@ -136,6 +136,37 @@ class GeneratorTraining:
 
 
 @dataclass
+class SpeechConfig:
+    """Size of the speech encoder: keyword arguments of `speech.SpeechEncoder` (ours)."""
+
+    width: int = 256
+    layers: int = 8  # each looks up to 80 ms ahead
+    expansion: int = 3
+    left: int = 12  # frames of 20 ms that a layer sees before the current one
+
+
+@dataclass
+class SpeechTraining:
+    """Training of the speech encoder (ours). See training/speech.py."""
+
+    steps: int = 3000
+    batch: int = 24
+    seconds: float = 8.0  # of a piece
+    lr: float = 2e-3
+    weight_decay: float = 0.05
+    average: float = 0.998  # decay of the moving average of the weights that is kept
+    speed: float = 0.1  # pieces run by up to this share faster or slower
+    rooms: float = 0.4  # probability of a room's echo
+    voices: float = 0.2  # probability of another voice, 5 to 25 dB below
+    noise: float = 0.5  # probability of noise, 0 to 30 dB below
+    tilt: float = 2.0  # deviation of the microphone's gain from octave to octave, dB
+    bands: float = 0.3  # probability of a telephone's band, or of one that ends early
+    clipping: float = 0.1  # probability
+    mask: float = 0.3  # probability that some bands, or a moment, are missing
+    seed: int = 0
+
+
+@dataclass
 class MatteTraining:
     """Training of the matte network (ours). See training/matte.py."""
 
@@ -225,6 +256,8 @@ class Config:
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     syncer_training: SyncerTraining = field(default_factory=SyncerTraining)
     generator_training: GeneratorTraining = field(default_factory=GeneratorTraining)
+    speech: SpeechConfig = field(default_factory=SpeechConfig)
+    speech_training: SpeechTraining = field(default_factory=SpeechTraining)
     matte_training: MatteTraining = field(default_factory=MatteTraining)
     painter_training: PainterTraining = field(default_factory=PainterTraining)
     residual_training: ResidualTraining = field(default_factory=ResidualTraining)

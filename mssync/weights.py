@@ -1,8 +1,8 @@
 """Model files: safetensors in half precision that carry their own configuration.
 
 The metadata of a file holds ``mssync_kind`` (what the weights are: "layered", "fomm", "syncer", "generator",
-"meter", "painter", "matte"), ``config`` (JSON: the arguments that rebuild the module) and ``training`` (JSON: steps,
-data, figures).
+"meter", "speech", "painter", "matte"), ``config`` (JSON: the arguments that rebuild the module) and ``training`` (JSON:
+steps, data, figures).
 """
 
 from __future__ import annotations
@@ -149,6 +149,10 @@ def _build(kind: str, config: dict[str, Any]) -> nn.Module:
         from mssync.render.painter import Painter
 
         return Painter(config["organ"], tuple(config["widths"]))
+    if kind == "speech":
+        from mssync.speech import SpeechEncoder
+
+        return SpeechEncoder(**config)
     if kind == "meter":
         from mssync.meter import build_meter
 

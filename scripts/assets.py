@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mssync import audio, faces
+from mssync import audio, faces, speech
 from mssync.metrics import frontal
 from mssync.reenact import mesh
 
@@ -17,6 +17,7 @@ def main() -> None:
     np.save(faces.MIRROR_FILE, faces.find_mirror_points())
     np.save(mesh.MAP_FILE, mesh.fit_mesh_map())
     np.save(frontal.VIEW_FILE, frontal.fit_view_reading())
+    np.savez_compressed(speech.BANK_FILE, **speech.filter_bank())
     np.savez_compressed(audio.BANK_FILE, mel=audio.mel_filters(), cepstra=audio.cepstral_transform())
 
 

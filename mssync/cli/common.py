@@ -72,7 +72,7 @@ app = typer.Typer(
 train_app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
-    help="Train the models: syncers, then the generator; the renderer's networks; the sync meter.",
+    help="Train the models: syncers, then the generator; the renderer's networks; the speech encoder; the sync meter.",
 )
 
 eval_app = typer.Typer(cls=Commands, no_args_is_help=True, help="Measure models and the videos they make.")

@@ -340,6 +340,60 @@ def eval_meter(
         print_estimates(title, groups)
 
 
+@eval_app.command("speech")
+def eval_speech(
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder that `mssync preprocess` made.")],
+    split: SplitOption = "val",
+    model: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="A speech encoder; give several to compare them.", show_default=False),
+    ] = None,
+    lookahead: Annotated[
+        list[int] | None,
+        typer.Option(metavar="MS", help="How far encoders may look ahead, 0 to 640; give several. 160 and 640."),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Labels of the same videos: also the teacher.", show_default=False),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE.csv", help="One row a clip.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE.json", help="What the tables show, for machines.")
+    ] = None,
+) -> None:
+    """How well a small network reads the opening of the mouth from log energies, speech encoders and their teacher.
+
+    With --labels also how much of the teacher's features encoders explain, by language.
+    """
+    check_prepared(data)
+    check_files([*(model or [])], [(output, ".csv"), (json_file, ".json")])
+    from dataclasses import asdict
+
+    from mssync.metrics import speech
+    from mssync.speech import SpeechEncoder
+
+    heard: dict[str, Any] = {"log energies": speech.log_energies, "log mel": speech.mel_energies}
+    files = model or []
+    encoders = {"encoder" if len(files) == 1 else str(path): SpeechEncoder.load(path) for path in files}
+    aheads = lookahead or [160, 640]
+    for name, encoder in encoders.items():
+        heard |= {f"{name}, {ahead} ms": speech.student(encoder, ahead) for ahead in aheads}
+    if labels is not None:
+        heard["teacher"] = speech.teacher(labels)
+    results = {name: speech.lips(hear, data, split) for name, hear in heard.items()}
+    tables = {f"{split}: r of the mouth's opening": speech.summary(results)}
+    if labels is not None:
+        for name, encoder in encoders.items():
+            tables[f"{split}: {name}, by language"] = speech.languages(encoder, labels, split, aheads)
+    if output is not None:
+        write_csv(output, [{"heard": name, "clip": clip, "r": r} for name, rows in results.items() for clip, r in rows])
+    if json_file is not None:
+        content = {t: {g: {n: asdict(e) for n, e in f.items()} for g, f in tables[t].items()} for t in tables}
+        write_json(json_file, without_nan(content))
+    for title, groups in tables.items():
+        print_estimates(title, groups)
+
+
 def print_estimates(title: str, groups: dict[str, dict[str, Any]]) -> None:
     """A table of figures (columns) by group (rows), with 95 % intervals over clips."""
     from rich.console import Console

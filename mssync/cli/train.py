@@ -111,6 +111,24 @@ def _frames_config(config: str, overrides: list[str] | None, data: Path) -> Any:
     return load_config(config, overrides or [])
 
 
+@train_app.command("speech")
+def train_speech(
+    data: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder that scripts/label_speech.py made.", show_default=False)
+    ],
+    run: RunOption,
+    config: ConfigOption = "compact",
+    max_minutes: MinutesOption = None,
+    overrides: OverridesArgument = None,
+) -> None:
+    """Train the speech encoder, which tells what is said, on the labels of a teacher."""
+    need("lightning", "train")
+    from mssync.config import load_config
+    from mssync.training.speech import train
+
+    finished(train(load_config(config, overrides or []), data, run, max_minutes), "the speech encoder")
+
+
 @train_app.command("syncer")
 def train_syncer(
     data: SyncerDataOption,

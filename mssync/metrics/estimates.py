@@ -25,6 +25,17 @@ def mean(values: np.ndarray) -> Estimate:
     return ratio(values, np.ones(len(values)))
 
 
+def median(values: np.ndarray) -> Estimate:
+    """Median of (clips,); nan is left out, and is the median of nothing."""
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return Estimate(float("nan"), float("nan"), float("nan"), 0)
+    drawn = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
+    tail = (1 - COVERED) / 2
+    low, high = np.quantile(np.median(values[drawn], 1), [tail, 1 - tail])
+    return Estimate(float(np.median(values)), float(low), float(high), len(values))
+
+
 def ratio(values: np.ndarray, over: np.ndarray) -> Estimate:
     """Ratio of the means of two columns (clips,), over the clips where neither is nan."""
     known = ~(np.isnan(values) | np.isnan(over))
