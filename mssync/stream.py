@@ -55,6 +55,8 @@ class StreamingAnimator:
         self._resampled = Resampler(sample_rate)
         generator = pipeline.live_generator()
         self.pipeline, self.portrait, self.size = pipeline, pipeline.portrait(portrait), size
+        if pipeline.sized is not None:
+            pipeline.sized.ready(self.portrait.state, size)
         self.head_motion, self.expression = head_motion, expression
         self.lookahead = generator.follow
         self.latency = self.lookahead / FPS
