@@ -272,7 +272,7 @@ def test_live_answers_a_microphone(equipped, tmp_path):
     live = equipped.frame_locator("iframe")
     live.get_by_label(re.compile("Portrait")).set_input_files(DEMO_PORTRAIT)
     live.get_by_role("button", name="Start").click()
-    expect(live.locator("#rate")).to_have_text(re.compile(r"^\d+"))
+    expect(live.locator("#rate")).to_have_text(re.compile(r"^\d+"), timeout=PATIENCE)
     equipped.wait_for_timeout(4000)
     assert float(live.locator("#rate").inner_text().split()[0]) > 1
     assert re.search(r"\d", live.locator("#delay").inner_text())
@@ -295,7 +295,7 @@ def test_live_catches_up_after_a_hiccup_of_the_network(equipped):
     equipped.goto(f"{equipped.url}live/")
     equipped.get_by_label(re.compile("Portrait")).set_input_files(DEMO_PORTRAIT)
     equipped.get_by_role("button", name="Start").click()
-    expect(equipped.locator("#delay")).to_have_text(re.compile(r"\d+ ms"))
+    expect(equipped.locator("#delay")).to_have_text(re.compile(r"\d+ ms"), timeout=PATIENCE)
 
     def delay() -> int:
         return int(equipped.locator("#delay").inner_text().split()[0])
