@@ -55,7 +55,7 @@ from mssync.motion import (
 from mssync.pictures import reduced
 from mssync.portraits import find_face
 from mssync.precision import choose
-from mssync.reenact import SIZE, Reenactor, SizedReenactor
+from mssync.reenact import SIZE, Reenactor, SizedReenactor, to_bytes, to_tensor
 from mssync.render.carry import carried
 from mssync.soundtrack import Sound
 from mssync.video import FPS, VideoReader, write_video
@@ -533,7 +533,7 @@ class Pipeline:
     def keypoints(self, images: np.ndarray, landmarks: np.ndarray | None = None) -> np.ndarray:
         """Motion (B, 10, 6) of faces (B, 256, 256, 3) uint8; landmarks (B, 478, 3) in [-1, 1], where they are known."""
         points = None if landmarks is None else torch.from_numpy(landmarks).to(self.device)
-        return self.reenactor.keypoints(_to_tensor(images, self.device), points).cpu().numpy()
+        return self.reenactor.keypoints(to_tensor(images, self.device), points).cpu().numpy()
 
     @torch.inference_mode()
     def prepared(self, picture: np.ndarray, box: Box, landmarks: np.ndarray, motion: np.ndarray) -> Any:
@@ -545,7 +545,7 @@ class Pipeline:
         pose = torch.from_numpy(motion).to(self.device)
         if self.sized is not None:
             return self.sized.prepare_picture(picture, box, landmarks.astype(np.float32), pose)
-        return self.reenactor.prepare(_to_tensor(crop(picture, box, SIZE)[None], self.device), pose)
+        return self.reenactor.prepare(to_tensor(crop(picture, box, SIZE)[None], self.device), pose)
 
     def draw(self, portrait: Portrait, motion: np.ndarray, size: int) -> np.ndarray:
         """Frames (B, size, size, 3) uint8 for motion (B, 10, 6), drawn on all cores.
@@ -566,7 +566,7 @@ class Pipeline:
         frames = self.reenactor.render(portrait.state, poses)
         if size not in (None, SIZE):
             frames = F.interpolate(frames, (size, size), mode="bicubic", antialias=size < SIZE)
-        drawn = _to_bytes(frames)
+        drawn = to_bytes(frames).cpu().numpy()
         if size is None:
             drawn = np.stack([paste(portrait.picture, portrait.box, frame) for frame in drawn])
         return drawn
@@ -597,8 +597,7 @@ class Pipeline:
 
         def drawn(start: int) -> np.ndarray:
             times = slice(start, start + count)
-            part = motion[times]  # made here, as PyTorch's idle threads would be in the others' way
-            return self.draw_here(portrait, part, size, None if mesh is None else mesh[times])
+            return self.draw_here(portrait, motion[times], size, None if mesh is None else mesh[times])
 
         for frames in self.cores.map(drawn, range(0, len(motion), count)):
             yield from frames
@@ -634,16 +633,6 @@ def check_options(
 
 
 # Arrays
-
-
-def _to_tensor(images: np.ndarray, device: torch.device) -> Tensor:
-    """uint8 (B, H, W, 3) -> float (B, 3, H, W) in [0, 1]."""
-    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255
-
-
-def _to_bytes(frames: Tensor) -> np.ndarray:
-    """float (B, 3, H, W) in [0, 1] -> uint8 (B, H, W, 3)."""
-    return (frames.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -13,6 +13,7 @@ import torch
 from mssync.data.frames import Shown, read_frames
 from mssync.faces import Face, crop, crop_box, in_crop
 from mssync.reenact import SIZE as KEYPOINT_SIZE
+from mssync.reenact import to_tensor
 
 SIZE = 192  # pixels
 
@@ -20,7 +21,7 @@ SIZE = 192  # pixels
 class Boxes:
     """The frames of one split, (N, 192, 192, 3) uint8, their meshes (N, 478, 3) in their pixels and motion (N, 10, 6).
 
-    clips: a range of frame numbers for each; who: the person of each. Kept in FOLDER/boxes.
+    clips: a range of frame numbers for each. Kept in FOLDER/boxes.
     """
 
     def __init__(self, folder: str | Path, split: str, renderer: Any) -> None:
@@ -32,7 +33,6 @@ class Boxes:
         self.images = np.load(cache.with_suffix(".npy"), mmap_mode="r")
         with np.load(cache.with_suffix(".npz")) as file:
             self.meshes, self.motion, starts = file["meshes"], file["motion"], file["starts"]
-            self.who = [str(name) for name in file["who"]]
         self.clips = [range(a, b) for a, b in pairwise(starts)]
 
 
@@ -43,8 +43,7 @@ def _make(clips: list[Shown], cache: Path, renderer: Any) -> None:
     images, meshes, motion = (np.concatenate([part[k] for part in parts]) for k in range(3))
     np.save(cache.with_suffix(".npy"), images)
     starts = np.cumsum([0, *map(len, clips)])
-    who = np.array([clip.identity for clip in clips])
-    np.savez(cache.with_suffix(".npz"), meshes=meshes, motion=motion, starts=starts, who=who)
+    np.savez(cache.with_suffix(".npz"), meshes=meshes, motion=motion, starts=starts)
 
 
 @torch.inference_mode()
@@ -55,7 +54,7 @@ def _boxed(clip: Shown, renderer: Any) -> tuple[np.ndarray, ...]:
     for t, points in enumerate(clip.landmarks):
         frame = clip.frame(t)
         images.append(crop(frame, box, SIZE))
-        small = torch.from_numpy(crop(frame, box, KEYPOINT_SIZE)).permute(2, 0, 1)[None].float() / 255
+        small = to_tensor(crop(frame, box, KEYPOINT_SIZE)[None])
         motion.append(renderer.keypoints(small, torch.from_numpy(in_crop(points, box))[None])[0].numpy())
     scale = SIZE / box.side
     shift = np.array([box.x0, box.y0, 0]) * scale - np.array([1, 1, 0]) * (scale - 1) / 2  # of pixel centres

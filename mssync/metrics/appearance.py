@@ -17,8 +17,8 @@ from mssync.metrics.colour import ciede2000, lab
 from mssync.metrics.estimates import correlation
 from mssync.metrics.footage import BLOCK, Clip
 from mssync.metrics.identity import FaceEmbedding
-from mssync.metrics.pictures import to_tensor
 from mssync.metrics.regions import pixels, seen_skin
+from mssync.reenact import to_tensor
 from mssync.render.field import thin_plate, view, view_solver
 from mssync.render.organs import MOUTH, framed, grid, inside, opened, source_frame
 from mssync.render.painter import sampled

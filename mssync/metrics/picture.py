@@ -26,9 +26,9 @@ from mssync.metrics.drawers import drawer_of
 from mssync.metrics.estimates import Estimate
 from mssync.metrics.footage import Clip, spread, watch
 from mssync.metrics.identity import FaceEmbedding, available
-from mssync.metrics.pictures import to_tensor
 from mssync.metrics.regions import REGIONS, Matte, default_matte, masks
 from mssync.metrics.sheets import own_sheet, transfer_sheet, unlike_names, write_sheet
+from mssync.reenact import to_tensor
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
 PSNR_LIMIT = 100.0  # dB, of equal pictures, so that a mean over pictures stays finite
@@ -13,8 +12,3 @@ def psnr(picture: Tensor, wanted: Tensor) -> float:
     """Peak signal-to-noise ratio in dB of pictures in [0, 1], at most PSNR_LIMIT."""
     squared = float((picture - wanted).square().mean())
     return float(min(-10 * np.log10(max(squared, 1e-30)), PSNR_LIMIT))
-
-
-def to_tensor(frames: np.ndarray) -> Tensor:
-    """(B, s, s, 3) uint8 -> (B, 3, s, s) float in [0, 1]."""
-    return torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255

@@ -387,7 +387,8 @@ def _likeness(shown: np.ndarray, wanted: np.ndarray) -> Figures:
     """Mean SSIM and PSNR of some of the pictures (T, s, s, 3) uint8 against the real ones of the same times."""
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    from mssync.metrics.pictures import psnr, to_tensor
+    from mssync.metrics.pictures import psnr
+    from mssync.reenact import to_tensor
 
     times = range(0, min(len(shown), len(wanted)), COMPARED_EVERY)
     pairs = [(to_tensor(shown[t : t + 1]), to_tensor(wanted[t : t + 1])) for t in times]

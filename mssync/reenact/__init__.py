@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from mssync.faces import Box
@@ -17,6 +18,17 @@ from mssync.faces import Box
 N_KEYPOINTS = 10
 N_VALUES = 6  # x, y, then the Jacobian row by row
 SIZE = 256  # pictures are SIZE × SIZE, float in [0, 1]
+
+
+def to_tensor(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """uint8 (B, H, W, 3) -> float (B, 3, H, W) in [0, 1]."""
+    images = np.require(images, requirements=["C", "W"])  # as torch wants them: a copy where they are read only
+    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255
+
+
+def to_bytes(pictures: Tensor) -> Tensor:
+    """Float (B, 3, H, W) in [0, 1] -> uint8 (B, H, W, 3)."""
+    return (pictures * 255).round_().clamp_(0, 255).byte().permute(0, 2, 3, 1)
 
 
 class Reenactor(Protocol):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mssync.faces import Silhouette
 from mssync.render.field import eased
 from mssync.render.painter import UNet
+from mssync.render.plate import grown
 
 SIZE = 384  # pixels of the square in which a portrait is seen
 WIDTHS = (24, 40, 72, 112, 144)  # channels at 1/2 … 1/32
@@ -87,10 +88,8 @@ def _axes(picture: Tensor) -> tuple[Tensor, Tensor]:
 
 def closed(alpha: Tensor, reach: int) -> Tensor:
     """Morphological closing: gaps in alpha (B, 1, s, s) narrower than twice `reach` are filled."""
-    window = 2 * reach + 1
-    around = F.pad(alpha, (reach,) * 4, mode="replicate")
-    grown = F.max_pool2d(around, window, 1, reach)
-    shrunk = -F.max_pool2d(-grown, window, 1, reach)
+    around = grown(F.pad(alpha, (reach,) * 4, mode="replicate"), reach)
+    shrunk = -grown(-around, reach)
     return torch.maximum(alpha, shrunk[..., reach:-reach, reach:-reach])
 
 

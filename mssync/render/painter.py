@@ -28,6 +28,7 @@ from mssync.render.organs import (
     opened,
     placed,
 )
+from mssync.render.plate import grown
 
 INPUTS = 16  # channels of a prompt
 OUTPUTS = 10  # a colour, what is added to the warped one, shares of: that colour, warped, still, moved along
@@ -93,11 +94,6 @@ def sampled(picture: Tensor, frame: Tensor, places: Tensor, scale: Tensor) -> Te
     if len(picture) != len(places):
         picture = picture.repeat(len(places) // len(picture), 1, 1, 1)
     return F.grid_sample(picture, coordinates, mode="bilinear", padding_mode="border", align_corners=False)
-
-
-def grown(mask: Tensor, reach: int) -> Tensor:
-    """A mask (B, 1, h, w) wider by `reach` pixels on all sides."""
-    return F.max_pool2d(F.max_pool2d(mask, (2 * reach + 1, 1), 1, (reach, 0)), (1, 2 * reach + 1), 1, (0, reach))
 
 
 def rim(organ: Organ) -> Tensor:

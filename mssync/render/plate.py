@@ -24,6 +24,11 @@ UNSURE = 0.3  # weight of pixels of a patch that are not known
 FEW = 64  # known patches: with less there is nothing to take
 
 
+def grown(mask: Tensor, reach: int) -> Tensor:
+    """A mask (B, 1, h, w) wider by `reach` pixels on all sides."""
+    return F.max_pool2d(F.max_pool2d(mask, (2 * reach + 1, 1), 1, (reach, 0)), (1, 2 * reach + 1), 1, (0, reach))
+
+
 def fill(picture: Tensor, known: Tensor) -> Tensor:
     """Push-pull (Gortler et al. 1996): what is not known from around it.
 
@@ -53,7 +58,7 @@ def completed(picture: Tensor, known: Tensor) -> Tensor:
         found = found if better is None else better  # the coarsest may have too little that is known
     if better is None:
         return plain
-    near = F.interpolate(_grown(1 - sure, PATCH // 2), size=full, mode="nearest") * known
+    near = F.interpolate(grown(1 - sure, PATCH // 2), size=full, mode="nearest") * known
     found = F.interpolate(found, size=full, mode="bicubic")
     seam = fill((picture - found) * near, near)  # what is missing at the border of the known, carried inwards
     return torch.lerp((found + seam).clamp(0, 1), picture, known)
@@ -67,7 +72,7 @@ def _resembling(picture: Tensor, known: Tensor, turns: int) -> Tensor | None:
     height, width = picture.shape[-2:]
     inner = F.pad(known, (PATCH // 2,) * 4)
     taken = (-F.max_pool2d(-inner, PATCH, 1)).flatten().nonzero()[:, 0]
-    wanted = _grown(1 - known, PATCH // 2).flatten().nonzero()[:, 0]
+    wanted = grown(1 - known, PATCH // 2).flatten().nonzero()[:, 0]
     if len(taken) < FEW:
         return None
     places = torch.stack([torch.arange(height * width) // width, torch.arange(height * width) % width], 1)
@@ -108,7 +113,7 @@ def parted(picture: Tensor, matte: Tensor, inpaint: Callable[[Tensor, Tensor], T
     the matte lost. inpaint: `fill`, or `completed`, which takes a hundred times as long.
     """
     reach = max(1, round(GROWN * max(picture.shape[-2:])))
-    near = _grown((matte > LEAST).float(), 2 * reach)
+    near = grown((matte > LEAST).float(), 2 * reach)
     hidden = near
     for sides in ((1, 0), (0, 1)):
         window, room = [2 * reach * side + 1 for side in sides], [reach * side for side in sides]
@@ -120,8 +125,3 @@ def parted(picture: Tensor, matte: Tensor, inpaint: Callable[[Tensor, Tensor], T
     own = torch.minimum((clean - (1 - alpha) * plate).clamp_min(0), alpha)
     noise = picture - own - (1 - alpha) * plate
     return torch.cat([own + alpha * noise, alpha], 1), plate + noise
-
-
-def _grown(mask: Tensor, reach: int) -> Tensor:
-    """A mask wider by `reach` pixels on all sides."""
-    return F.max_pool2d(F.max_pool2d(mask, (2 * reach + 1, 1), 1, (reach, 0)), (1, 2 * reach + 1), 1, (0, reach))

@@ -12,7 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mssync.faces import Box, FaceMesh, Silhouette, largest_face
 from mssync.motion import UNNAMED
-from mssync.reenact import SIZE
+from mssync.reenact import SIZE, to_bytes, to_tensor
 from mssync.reenact.detector import BODY, RIGID, KeypointDetector, find_landmarks
 from mssync.reenact.geometry import inverse, split
 from mssync.reenact.surface import Surface
@@ -21,7 +21,7 @@ from mssync.render.matte import MatteNet
 from mssync.render.organs import MOUTH, face_window
 from mssync.render.painter import Painter
 from mssync.render.residual import Residual
-from mssync.render.scene import OrganInView, Part, Scene, View, shifted, to_bytes
+from mssync.render.scene import OrganInView, Part, Scene, View, shifted
 
 
 class LayeredRenderer(nn.Module):
@@ -85,11 +85,11 @@ class LayeredRenderer(nn.Module):
         picture (H, W, 3) uint8; box: the part of it that is animated; landmarks (478, 3) in its pixels; motion
         (1, 10, 6): the keypoints of the box.
         """
-        points, image = torch.from_numpy(landmarks), tensor(picture)
+        points, image = torch.from_numpy(landmarks), to_tensor(picture[None])
         part = (box.x0, box.y0, box.side)
         face, face_mesh, _ = face_window(picture, landmarks)
         matte = self.matte.alpha(image, points, part, self.silhouette)
-        scene = Scene(image, matte, points, part, tensor(face), torch.from_numpy(face_mesh))
+        scene = Scene(image, matte, points, part, to_tensor(face[None]), torch.from_numpy(face_mesh))
         return Prepared(scene, motion, self.surface(motion))
 
     @torch.inference_mode()
@@ -171,7 +171,7 @@ class LayeredRenderer(nn.Module):
 
         Raises InputError where no face is found.
         """
-        picture = (source[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+        picture = to_bytes(source)[0].cpu().numpy()
         landmarks = largest_face(FaceMesh(), picture, "the source").landmarks
         motion = self.keypoints(source) if motion is None else motion
         return self.prepare_picture(picture, Box(0, 0, picture.shape[0]), landmarks, motion)
@@ -214,7 +214,3 @@ def in_view(body: Tensor, at: View) -> Tensor:
     middle = (0.5 / at.scale - 0.5) + origin  # of the frame's pixel 0, in the picture
     shift = (middle @ body[:, :2] + body[:, 2] - middle) * at.scale
     return torch.cat([body[:, :2], shift[:, None]], 1)
-
-
-def tensor(picture: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255

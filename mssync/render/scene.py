@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mssync.faces import EYE_CORNERS, N_SKIN, mirror_points
+from mssync.reenact import to_bytes
 from mssync.render.field import Hiding, affine, eased, enlarging, seen, thin_plate, view, view_solver
 from mssync.render.organs import EYE, FACE, MOUTH, Organ, framed, inside, mirror_mesh, source_frame
 from mssync.render.painter import Asked, rim
@@ -138,8 +139,8 @@ class View:
         self.cell = max(self.height, self.width) / CELLS
         rows, columns = (math.ceil(side / self.cell) for side in (self.height, self.width))
         self.cells = pixel_grid(rows, columns, self.cell)
-        self.enlarging = [enlarging(n, round(n * self.cell)) for n in (rows, columns)]
-        self.enlarging[0], self.enlarging[1] = self.enlarging[0][: self.height], self.enlarging[1][: self.width]
+        sides = ((rows, self.height), (columns, self.width))
+        self.enlarging = [enlarging(cells, round(cells * self.cell))[:side] for cells, side in sides]
         self.person = self._person(own)
         self.x, self.y = torch.arange(float(self.width)), torch.arange(float(self.height))[:, None]
         self.to_own = torch.tensor([2 / (self.width + 2 * self.pad), 2 / (self.height + 2 * self.pad)])
@@ -221,8 +222,10 @@ class View:
 
     def _reach(self, cells: Tensor, side: int, before: int = 0) -> slice:
         """From the first pixel to the last one of cells (n,) that are true, the first of them cell number `before`."""
-        at = (cells.nonzero() + before).flatten().tolist() or [-1, -1]
-        first, last = (at[0], at[-1] + 1) if at[0] >= 0 else (0, 0)
+        at = cells.nonzero().flatten().tolist()
+        if not at:
+            return slice(0, 0)
+        first, last = before + at[0], before + at[-1] + 1
         return slice(math.floor(first * self.cell), min(math.ceil(last * self.cell), side))
 
     def in_own(self, places: Tensor) -> Tensor:
@@ -249,7 +252,7 @@ class Look:
 
     def __init__(self, scene: Scene, at: View) -> None:
         x0, y0, side = scene.box
-        pad = round(PAD * LOOK)
+        self.pad = pad = round(PAD * LOOK)
         own, _ = layers(scene, (x0, y0), LOOK / side, LOOK, LOOK, pad, fill)
         corner = at.placed(torch.tensor([x0, y0]) - 0.5)  # of the box, in the view
         self.cell = side * at.scale / LOOK
@@ -257,21 +260,24 @@ class Look:
         face = inked(scene.mesh[list(OVAL), :2], (x0, y0, side), LOOK, pad)
         self.layers = torch.cat([own, face], 1)
         self.rest = own[:, 3:, pad : pad + LOOK, pad : pad + LOOK]
+        self.still = pixel_grid(LOOK, LOOK)
         self.frame = source_frame(FACE, at.mesh)
         self.whole = at.origin != tuple(scene.box[:2]) or max(at.height, at.width) != round(side * at.scale)
-        self.extent = torch.tensor([at.cells.shape[1], at.cells.shape[0]]) * at.cell  # of the view's cells, in pixels
         if self.whole:
+            extent = torch.tensor([at.cells.shape[1], at.cells.shape[0]]) * at.cell  # of the view's cells, in pixels
+            self.places = (self.cells + 0.5) * (2 / extent) - 1  # of the box's cells among the view's, and these there
             self.there = (at.cells - corner) * (2 / (side * at.scale)) - 1
+            from_edge = 1 - pixel_grid(LOOK, LOOK, 2 / LOOK).add(1 / LOOK - 1).abs().amax(-1)
+            self.edge = eased(from_edge, 0.0, FADING)
 
     def given(self, field: Tensor, head: Tensor) -> Tensor:
         """(B, 18, 64, 64) for a field of the view (B, 2, rows, columns) and the head's view (B, 4, 2)."""
-        count, size = len(field), LOOK + 2 * ((self.layers.shape[-1] - LOOK) // 2)
+        count, size = len(field), self.layers.shape[-1]
         if self.whole:
-            places = (self.cells + 0.5) * (2 / self.extent) - 1
-            field = F.grid_sample(field, places.expand(count, -1, -1, -1), padding_mode="border", align_corners=False)
+            places = self.places.expand(count, -1, -1, -1)
+            field = F.grid_sample(field, places, padding_mode="border", align_corners=False)
         offset = field / self.cell
-        pad = (size - LOOK) // 2
-        at = (pixel_grid(LOOK, LOOK) + offset.permute(0, 2, 3, 1) + (pad + 0.5)) * (2 / size) - 1
+        at = (self.still + offset.permute(0, 2, 3, 1) + (self.pad + 0.5)) * (2 / size) - 1
         warped = F.grid_sample(self.layers.expand(count, -1, -1, -1), at, padding_mode="border", align_corners=False)
         window = framed(self.frame, head)
         uv = inside(window, self.cells.flatten(0, 1).expand(count, -1, -1)).clamp(-4, 4)
@@ -286,9 +292,8 @@ class Look:
         change = torch.cat([change[:, :2] * self.cell, change[:, 2:]], 1)
         if not self.whole:
             return change
-        edge = eased(1 - pixel_grid(LOOK, LOOK, 2 / LOOK).add(1 / LOOK - 1).abs().amax(-1), 0.0, FADING)
         there = self.there.expand(len(change), -1, -1, -1)
-        return F.grid_sample(change * edge, there, padding_mode="zeros", align_corners=False)
+        return F.grid_sample(change * self.edge, there, padding_mode="zeros", align_corners=False)
 
 
 class OrganInView:
@@ -375,11 +380,6 @@ def inked(outline: Tensor, box: Box, size: int, pad: int) -> Tensor:
     cv2.fillPoly(mask, [np.rint(points * fine).astype(np.int32)], (1.0,))
     grown = F.max_pool2d(torch.from_numpy(mask)[None, None], 2 * fine + 1, 1, fine)
     return F.avg_pool2d(grown, (2 * fine + 1), 1, fine)[..., fine // 2 :: fine, fine // 2 :: fine]
-
-
-def to_bytes(pictures: Tensor) -> Tensor:
-    """(B, 3, H, W) in [0, 1] -> (B, H, W, 3) uint8."""
-    return (pictures * 255).round_().clamp_(0, 255).byte().permute(0, 2, 3, 1)
 
 
 def pixel_grid(rows: int, columns: int, step: float = 1.0) -> Tensor:

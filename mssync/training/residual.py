@@ -21,10 +21,11 @@ from mssync.config import Config, ResidualTraining
 from mssync.data.boxes import SIZE, Boxes
 from mssync.faces import mirror_points
 from mssync.precision import choose, drawing_precision
+from mssync.reenact import to_tensor
 from mssync.render.field import view
 from mssync.render.organs import EYE_RINGS, MOUTH, face_window
 from mssync.render.plate import fill
-from mssync.render.renderer import body_map, in_view, tensor
+from mssync.render.renderer import body_map, in_view
 from mssync.render.residual import MIRRORED, MIRRORED_OUTPUT, Residual
 from mssync.render.scene import Look, Scene, View
 from mssync.training.common import Run, fit, launched
@@ -91,7 +92,9 @@ class Pairs:
 
     def picture(self, number: int) -> Tensor:
         """Frame `number`, (1, 3, SIDE, SIDE) in [0, 1]."""
-        return F.interpolate(tensor(self.boxes.images[number]), size=(SIDE, SIDE), mode="bilinear", antialias=True)
+        return F.interpolate(
+            to_tensor(self.boxes.images[number : number + 1]), size=(SIDE, SIDE), mode="bilinear", antialias=True
+        )
 
     def of(self, pairs: list[tuple[Source, int]]) -> Batch:
         """(source, which of its targets)"""
@@ -108,10 +111,10 @@ class Pairs:
 @torch.inference_mode()
 def _source(boxes: Boxes, renderer: Any, clip: range, number: int) -> Source:
     image, mesh = boxes.images[number], boxes.meshes[number]
-    picture, points = tensor(image), torch.from_numpy(mesh)
+    picture, points = to_tensor(image[None]), torch.from_numpy(mesh)
     face, face_mesh, _ = face_window(image, mesh)
     matte = renderer.matte.alpha(picture, points, BOX, renderer.silhouette)
-    at = View(Scene(picture, matte, points, BOX, tensor(face), torch.from_numpy(face_mesh)), SIDE, fill)
+    at = View(Scene(picture, matte, points, BOX, to_tensor(face[None]), torch.from_numpy(face_mesh)), SIDE, fill)
     targets = [t for t in clip if t != number]
     targets = targets[:: math.ceil(len(targets) / TARGETS)]
     meshes = at.placed(torch.from_numpy(boxes.meshes[targets][..., :2]))
