@@ -1,8 +1,8 @@
 """Model files: safetensors in half precision that carry their own configuration.
 
 The metadata of a file holds ``mssync_kind`` (what the weights are: "layered", "fomm", "syncer", "generator",
-"meter", "speech", "painter", "matte"), ``config`` (JSON: the arguments that rebuild the module) and ``training`` (JSON:
-steps, data, figures).
+"meter", "speech", "painter", "matte", "residual"), ``config`` (JSON: the arguments that rebuild the module) and
+``training`` (JSON: steps, data, figures).
 """
 
 from __future__ import annotations

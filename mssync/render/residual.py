@@ -18,9 +18,9 @@ INPUTS = 18  # RGBA and face, warped; alpha at rest; field; (u, v) on the head; 
 WIDTHS = (20, 36, 60, 76)
 FARTHEST = 2.5  # cells that a place may be moved
 BRIGHTEST = 0.35  # logarithm of a gain
-# What a mirrored picture's inputs are multiplied with, and its outputs (x, y, gains of three colours).
+# What a mirrored picture's inputs are multiplied with, and its fields (x, y).
 MIRRORED = (1.0,) * 6 + (-1.0, 1.0, -1.0, 1.0, 1.0, -1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 1.0)
-MIRRORED_OUTPUT = (-1.0, 1.0, 1.0, 1.0, 1.0)
+MIRRORED_FIELD = (-1.0, 1.0)
 
 
 class Residual(UNet):
@@ -38,10 +38,7 @@ class Residual(UNet):
     def forward(self, given: Tensor) -> Tensor:
         """given (B, 18, 64, 64): the channels of `INPUTS` -> (B, 5, 64, 64): what is added to the field, x and y in
         cells, and the logarithm of the colours' gains."""
-        x = torch.tanh(
-            F.interpolate(
-                self.head(self.features(given.to(self.head.weight.dtype))).float(), scale_factor=2.0, mode="bicubic"
-            )
-        )
+        x = self.head(self.features(given.to(self.head.weight.dtype))).float()
+        x = torch.tanh(F.interpolate(x, scale_factor=2.0, mode="bicubic"))
         outside = 1 - given[:, 4:5].float().clamp(0, 1)
         return torch.cat([FARTHEST * x[:, :2] * outside, BRIGHTEST * x[:, 2:]], 1)

@@ -141,7 +141,7 @@ def fit(
     about: tuple[str, dict[str, Any]],
     others: dict[str, Any] | None = None,
 ) -> Path:
-    """Train (or go on training) a network of the renderer; returns the model file in the run's folder.
+    """Train (or go on training) a network that learns alone; returns the model file in the run's folder.
 
     settings: steps, batch, lr, and average, the decay of the moving average that is kept; losses: of a step, to be
     summed; evaluate: figures and a sheet of the moving average; about: kind and arguments of the model file; others:

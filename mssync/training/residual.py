@@ -26,7 +26,7 @@ from mssync.render.field import view
 from mssync.render.organs import EYE_RINGS, MOUTH, face_window
 from mssync.render.plate import fill
 from mssync.render.renderer import body_map, in_view
-from mssync.render.residual import MIRRORED, MIRRORED_OUTPUT, Residual
+from mssync.render.residual import MIRRORED, MIRRORED_FIELD, Residual
 from mssync.render.scene import Look, Scene, View
 from mssync.training.common import Run, fit, launched
 from mssync.weights import load_model
@@ -92,9 +92,8 @@ class Pairs:
 
     def picture(self, number: int) -> Tensor:
         """Frame `number`, (1, 3, SIDE, SIDE) in [0, 1]."""
-        return F.interpolate(
-            to_tensor(self.boxes.images[number : number + 1]), size=(SIDE, SIDE), mode="bilinear", antialias=True
-        )
+        image = to_tensor(self.boxes.images[number : number + 1])
+        return F.interpolate(image, size=(SIDE, SIDE), mode="bilinear", antialias=True)
 
     def of(self, pairs: list[tuple[Source, int]]) -> Batch:
         """(source, which of its targets)"""
@@ -141,7 +140,7 @@ def unpainted(mesh: np.ndarray) -> Tensor:
 
 def _mirrored(batch: Batch, flips: Tensor) -> Batch:
     """Some of a batch mirrored."""
-    signs = (torch.tensor(MIRRORED), torch.tensor(MIRRORED_OUTPUT[:2]))
+    signs = (torch.tensor(MIRRORED), torch.tensor(MIRRORED_FIELD))
     turned = [x.flip(3) for x in batch]
     turned[0], turned[1] = (x * sign[:, None, None] for x, sign in zip(turned[:2], signs, strict=True))
     return Batch(*(torch.where(flips[:, None, None, None], new, old) for new, old in zip(turned, batch, strict=True)))
