@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mssync.render.field import eased
+
 GROWN = 0.012  # of the picture's side: the matte's rim, in which hair may be that the matte lost
 LEAST = 0.1  # alpha of what is the person's
-NOISE = 0.03  # of colours in [0, 1], in which picture and plate may differ without a person before it
+NOISE = (0.03, 0.06)  # differences of picture and plate, in [0, 1], that count as none, and in full
 TINY = 1e-4  # of colours in [0, 1]
 SMALLEST = 4  # pixels: where the pyramid ends
 PATCH = 7  # pixels of a patch's side
@@ -109,8 +111,9 @@ def parted(picture: Tensor, matte: Tensor, inpaint: Callable[[Tensor, Tensor], T
     """A picture (1, 3, h, w) in person and plate: premultiplied RGBA (1, 4, h, w) and (1, 3, h, w).
 
     The person over the plate is the picture again, exactly: I = F + (1 - a) B with the least a, not below the matte
-    (1, 1, h, w), for which F lies in [0, a]. So what differs from the plate around the matte is the person's: hair that
-    the matte lost. inpaint: `fill`, or `completed`, which takes a hundred times as long.
+    (1, 1, h, w), for which F lies in [0, a], but for what is as little as noise. So what differs from the plate around
+    the matte is the person's: hair that the matte lost. inpaint: `fill`, or `completed`, which takes a hundred times
+    as long.
     """
     reach = max(1, round(GROWN * max(picture.shape[-2:])))
     near = grown((matte > LEAST).float(), 2 * reach)
@@ -119,9 +122,9 @@ def parted(picture: Tensor, matte: Tensor, inpaint: Callable[[Tensor, Tensor], T
         window, room = [2 * reach * side + 1 for side in sides], [reach * side for side in sides]
         hidden = F.avg_pool2d(hidden, window, 1, room, count_include_pad=False)
     plate = torch.lerp(picture, inpaint(picture, 1 - near), hidden)
-    clean = picture - (picture - plate).clamp(-NOISE, NOISE)  # on white, noise would be all there is
+    # What is as little as noise hides nothing: on white it would make a pixel all the person's.
+    apart = picture - plate
+    clean = plate + torch.maximum(eased(apart.abs().amax(1, keepdim=True), *NOISE), matte) * apart
     least = torch.where(clean < plate, 1 - clean / plate, (clean - plate) / (1 - plate).clamp_min(TINY))
     alpha = torch.maximum(matte, least.amax(1, keepdim=True).clamp(0, 1))
-    own = torch.minimum((clean - (1 - alpha) * plate).clamp_min(0), alpha)
-    noise = picture - own - (1 - alpha) * plate
-    return torch.cat([own + alpha * noise, alpha], 1), plate + noise
+    return torch.cat([picture - (1 - alpha) * plate, alpha], 1), plate

@@ -202,7 +202,7 @@ class View:
     def _person(self, own: Tensor) -> Tensor:
         """Which cells, and others as large around the view, have anything of the person's layer: (1, 1, r, c)."""
         rows, columns = (math.ceil(side / self.cell) for side in own.shape[2:])
-        shown = F.adaptive_max_pool2d((own[:, 3:] > 0).float(), (rows, columns))
+        shown = F.adaptive_max_pool2d((own != 0).any(1, keepdim=True).float(), (rows, columns))
         return F.max_pool2d(shown, 3, 1, 1)
 
     def changed(self, field: Tensor) -> Part:
