@@ -149,20 +149,21 @@ class SpeechConfig:
 class SpeechTraining:
     """Training of the speech encoder (ours). See training/speech.py."""
 
-    steps: int = 3000
-    batch: int = 24
+    steps: int = 8000
+    batch: int = 16
     seconds: float = 8.0  # of a piece
     lr: float = 2e-3
     weight_decay: float = 0.05
     average: float = 0.998  # decay of the moving average of the weights that is kept
     speed: float = 0.1  # pieces run by up to this share faster or slower
-    rooms: float = 0.4  # probability of a room's echo
-    voices: float = 0.2  # probability of another voice, 5 to 25 dB below
-    noise: float = 0.5  # probability of noise, 0 to 30 dB below
+    lips: float = 0.5  # share of lips in the loss; the rest is the teacher's components
+    rooms: float = 0.3  # probability of a room's echo
+    voices: float = 0.15  # probability of another voice, 5 to 25 dB below
+    noise: float = 0.4  # probability of noise, 0 to 30 dB below
     tilt: float = 2.0  # deviation of the microphone's gain from octave to octave, dB
-    bands: float = 0.3  # probability of a telephone's band, or of one that ends early
-    clipping: float = 0.1  # probability
-    mask: float = 0.3  # probability that some bands, or a moment, are missing
+    bands: float = 0.2  # probability of a telephone's band, or of one that ends early
+    clipping: float = 0.05  # probability
+    mask: float = 0.2  # probability that some bands, or a moment, are missing
     seed: int = 0
 
 

@@ -1,7 +1,8 @@
-"""Ears: sound in, what is said out: 96 numbers every 20 ms, of a recording or of sound that is still arriving.
+"""Ears: sound in, what is said out: 104 numbers every 20 ms, of a recording or of sound that is still arriving.
 
 The encoder is a causal network that may look a set time ahead. It learned to say what the encoder of Whisper-base says
-(its principal components), whoever speaks, whatever the language, microphone and room: see docs/training.md. Samples
+(its principal components), and what lips do then, whoever speaks, whatever the language, microphone and room: see
+docs/training.md. Samples
 become log-mel rows over a running level (`Rows`), two of them a frame, and eight blocks of convolutions over time turn
 frames into features (`SpeechEncoder`). Frame k is the 20 ms from sample 320 k on. With a look-ahead of L ms it is made
 of sound up to L ms after its end and nothing later, so it is ready then, live or not.
@@ -21,7 +22,8 @@ from torch import Tensor, nn
 from mssync.audio import HOP_LENGTH, N_FFT, SAMPLE_RATE, SAMPLES_PER_VIDEO, WIN_LENGTH, n_video_frames
 from mssync.errors import InputError, PathLike
 
-FEATURES = 96  # numbers a frame
+COMPONENTS, LIPS = 96, 8  # of the teacher; columns of `scripts/label_lips.py`
+FEATURES = COMPONENTS + LIPS  # numbers a frame
 FRAME = 2 * HOP_LENGTH  # samples a frame: 20 ms
 FRAME_MS = 1000 * FRAME // SAMPLE_RATE
 PER_VIDEO = SAMPLES_PER_VIDEO // FRAME  # 2 frames a video frame
@@ -190,7 +192,7 @@ class SpeechEncoder(nn.Module):
             lookahead: ms, a multiple of 20
 
         Returns:
-            (B, T, 96): principal components of the teacher, each in units of its deviation
+            (B, T, 104): principal components of the teacher, then lips, each in units of its deviation
         """
         shares = self.shares(lookahead)
         x = self._stem(F.pad(rows.unflatten(1, (-1, ROWS)).flatten(2), (0, 0, BEFORE, 0)))
@@ -218,7 +220,7 @@ class SpeechEncoder(nn.Module):
             n_video_frames: T; None for as many as the sound lasts for
 
         Returns:
-            (2 T, 96)
+            (2 T, 104)
         """
         frames = _n_video_frames(waveform, n_video_frames)
         stream = self.start(lookahead)
@@ -253,7 +255,7 @@ class SpeechStream:
         self._received, self._given, self._ended = 0, 0, False
 
     def push(self, samples: NDArray[np.float32]) -> Tensor:
-        """Take any number of samples (n,) at 16 kHz -> the features (m, 96) that have become ready.
+        """Take any number of samples (n,) at 16 kHz -> the features (m, 104) that have become ready.
 
         Raises InputError: not one channel, NaN or infinite samples, a stream that has ended.
         """

@@ -82,7 +82,8 @@ def play(socket, seconds: float = 1.0, start: dict | None = None, portrait: byte
 
 
 def test_a_session_from_sound_to_frames(talker, picture) -> None:
-    with client(create_app(talker, picture)) as here, here.websocket_connect("ws://localhost/ws") as socket:
+    app = create_app(talker, picture, size=384)
+    with client(app) as here, here.websocket_connect("ws://localhost/ws") as socket:
         frames, last = play(socket)
     assert last == {"type": "end", "frames": 25}
     indices = [index for index, _, _ in frames]
@@ -91,6 +92,12 @@ def test_a_session_from_sound_to_frames(talker, picture) -> None:
     for index, at, coded in frames:
         assert at == index / 25
         assert Image.open(io.BytesIO(coded)).size == (384, 384)
+
+
+@pytest.mark.parametrize(("share", "size"), [(0.0, 384), (100.0, 512)])
+def test_frames_are_as_large_as_the_machine_can_draw_them(talker, picture, monkeypatch, share, size) -> None:
+    monkeypatch.setattr(server, "SHARE", share)
+    assert server.quick_size(talker, talker.portrait(picture)) == size
 
 
 def test_a_client_brings_its_portrait(talker, picture) -> None:
@@ -191,7 +198,7 @@ def test_who_speaks_does_not_wait_for_pictures_of_others(talker, picture, monkey
 
 def test_the_portrait_is_there_before_it_speaks(talker, picture) -> None:
     with client(create_app(talker, picture)) as here:
-        assert Image.open(io.BytesIO(here.get("/portrait.jpg").content)).size == (384, 384)
+        assert Image.open(io.BytesIO(here.get("/portrait.jpg").content)).size == (512, 512)
     with client(create_app(talker)) as here:
         assert here.get("/portrait.jpg").status_code == 404
     with client(create_app(talker, picture, token="secret")) as here:
@@ -331,7 +338,7 @@ def test_the_client_of_the_documentation_runs_as_written(talker, tmp_path) -> No
     assert json.loads(done.stdout) == {"type": "end", "frames": 249}, done.stderr
     drawn = sorted((tmp_path / "out" / "frames").iterdir())
     assert len(drawn) > 100
-    assert Image.open(drawn[0]).size == (384, 384)
+    assert Image.open(drawn[0]).size in ((384, 384), (512, 512))
 
 
 def test_the_page_and_what_it_needs(talker) -> None:

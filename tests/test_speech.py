@@ -21,7 +21,8 @@ from mssync.cli import app
 from mssync.config import SpeechTraining
 from mssync.errors import InputError
 from mssync.metrics import speech as probe
-from mssync.speech import FEATURES, FRAME, SpeechEncoder, log_mel
+from mssync.speech import COMPONENTS, FEATURES, FRAME, SpeechEncoder, log_mel
+from mssync.training import lips as reading
 from mssync.training.common import Run
 from mssync.training.speech import Pieces, Recording, disturbed, evaluate, explained, read_recordings
 from mssync.weights import load_model, save_model
@@ -159,9 +160,10 @@ def test_features_that_tell_the_lips_score_high(monkeypatch):
         names = ["c5"] if split == "val" else [f"c{k}" for k in range(5)]
         return [Face(name, clips[name].astype(np.float32)) for name in names]
 
-    monkeypatch.setattr(probe, "read_clips", read)
-    monkeypatch.setattr(probe, "mouth_opening", lambda opening: opening)
-    monkeypatch.setattr(probe, "STEPS", 40)
+    monkeypatch.setattr(reading, "read_clips", read)
+    for module in (reading, probe):
+        monkeypatch.setattr(module, "mouth_opening", lambda opening: opening)
+    monkeypatch.setattr(reading, "STEPS", 40)
     monkeypatch.setattr(probe, "SEEDS", 1)
     for hear, least, most in ((good, 0.8, 1.0), (deaf, -0.5, 0.5)):
         ((name, r),) = probe.lips(hear, "nowhere", "val")
@@ -198,7 +200,7 @@ def write_labels(folder: Path, speakers: int = 4) -> None:
     """Labels that follow the sound's loudness."""
     folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
-    np.savez(folder / "basis.npz", scale=np.linspace(3, 1, FEATURES), mean=np.zeros((1500, 512)))
+    np.savez(folder / "basis.npz", scale=np.linspace(3, 1, COMPONENTS), mean=np.zeros((1500, 512)))
     with (folder / "index.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["name", "split", "speaker", "language", "corpus", "kind", "seconds"])
@@ -207,7 +209,8 @@ def write_labels(folder: Path, speakers: int = 4) -> None:
             energy = np.square(sound[: 320 * 450].reshape(450, 320)).mean(1)
             labels = np.log(energy + 1e-4)[:, None] * rng.standard_normal(FEATURES)
             samples = np.rint(sound * 32767).astype(np.int16)
-            np.savez(folder / f"r{k}.npz", waveform=samples, labels=labels.astype(np.float16))
+            labels, lips = labels.astype(np.float16)[:, :COMPONENTS], labels.astype(np.float16)[:, COMPONENTS:]
+            np.savez(folder / f"r{k}.npz", waveform=samples, labels=labels, lips=lips)
             writer.writerow([f"r{k}", "val" if k == 0 else "train", f"s{k}", "en", "none", "read", "9"])
 
 
@@ -252,7 +255,8 @@ def test_disturbed_sound_is_still_sound():
 
 def test_figures_of_a_network(labels):
     values, sheet = evaluate(SpeechEncoder(**SMALL).eval(), read_recordings(labels, "val"), torch.ones(FEATURES))
-    assert {"explained_0", "explained_160", "explained_640", "error"} == set(values)
+    kinds, aheads = ("explained", "lips"), (0, 160, 640)
+    assert {f"{kind}_{ahead}" for kind in kinds for ahead in aheads} | {"error"} == set(values)
     assert sheet.ndim == 3
     target = torch.randn(2, 50, FEATURES)
     assert explained(target, target) == 1

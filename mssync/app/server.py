@@ -18,7 +18,7 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -30,6 +30,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from mssync.animate import Pipeline, Portrait, check_options, load
 from mssync.app.engine import Engine, Speaker, jpeg
 from mssync.app.guard import LOCAL, allowed
 from mssync.app.limits import MAX_PICTURE_BYTES, in_words, with_picture
@@ -40,10 +41,9 @@ from mssync.faces import crop
 from mssync.stream import StreamingAnimator
 from mssync.video import FPS
 
-if TYPE_CHECKING:
-    from mssync.animate import Pipeline, Portrait
-
-LIVE_SIZE = 384  # pixels of a side: with 512 two cores that show the page as well fall behind
+LIVE_SIZES = (512, 384)  # pixels of a side: the first that this machine draws with SHARE of its cores, else the last
+SHARE = 0.4  # the others belong to other sessions, and to a page that is shown on the same machine
+TIMED = 3  # frames by which that is told
 PAGE = Path(__file__).parent / "page"
 SESSIONS = 4  # at once: what two cores can draw at a rate that still looks like motion
 MAX_TEXT = 1000  # characters of a text message
@@ -65,6 +65,7 @@ def create_app(
     *,
     token: str | None = None,
     sessions: int = SESSIONS,
+    size: int | None = None,
 ) -> Starlette:
     """Make the live server: an application for any ASGI server. Mount others in it, or it in others.
 
@@ -76,16 +77,17 @@ def create_app(
         token: what clients must give (as `?token=`, cookie or bearer); None: requests under this machine's own names
             alone are answered
         sessions: how many may speak at once
+        size: pixels of a frame's side; None: 512 where the first session finds this machine quick enough, else 384
 
-    Raises InputError: a pipeline that cannot speak live, a portrait without a face.
+    Raises InputError: a pipeline that cannot speak live, a portrait without a face, a size out of range.
     """
+    if size is not None:
+        check_options(size=size)
     if pipeline is None:
-        from mssync.animate import load
-
         pipeline = load(live=True)
     pipeline.live_generator()
     prepared = None if portrait is None else pipeline.portrait(portrait)
-    live = _Live(pipeline, prepared, token, sessions)
+    live = _Live(pipeline, prepared, token, sessions, size)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -132,8 +134,10 @@ class _Live:
     that of the session that has lasted longest, if it has for LASTING.
     """
 
-    def __init__(self, pipeline: Pipeline, portrait: Portrait | None, token: str | None, limit: int) -> None:
-        self.pipeline, self.portrait, self.token, self.limit = pipeline, portrait, token, limit
+    def __init__(
+        self, pipeline: Pipeline, portrait: Portrait | None, token: str | None, limit: int, size: int | None
+    ) -> None:
+        self.pipeline, self.portrait, self.token, self.limit, self.size = pipeline, portrait, token, limit, size
         self.engine = Engine(pipeline.cores)
         self.guests: list[_Guest] = []  # by their arrival
 
@@ -148,7 +152,7 @@ class _Live:
             return JSONResponse({"error": "wrong token"}, 403)
         if self.portrait is None:
             return JSONResponse({"error": "this server has no portrait of its own"}, 404)
-        shown = crop(self.portrait.picture, self.portrait.box, LIVE_SIZE)
+        shown = crop(self.portrait.picture, self.portrait.box, self.size or LIVE_SIZES[0])
         return Response(jpeg(shown), media_type="image/jpeg", headers={"Cache-Control": "no-store"})
 
     async def session(self, socket: WebSocket) -> None:
@@ -244,13 +248,13 @@ class _Live:
             seed = int(asked.get("seed", 0))
         except (TypeError, ValueError, OverflowError):
             raise InputError("head_motion, expression and seed must be numbers") from None
-        return await asyncio.wrap_future(
-            self.engine.call(
-                lambda: StreamingAnimator(
-                    self.pipeline, portrait, sample_rate=SAMPLE_RATE, seed=seed, size=LIVE_SIZE, **factors
-                )
-            )
-        )
+        return await asyncio.wrap_future(self.engine.call(lambda: self._begun(portrait, seed=seed, **factors)))
+
+    def _begun(self, portrait: Portrait, **asked: Any) -> StreamingAnimator:
+        """A session's animator. In the engine's thread: no other session draws while the first one is timed."""
+        if self.size is None:
+            self.size = quick_size(self.pipeline, portrait)
+        return StreamingAnimator(self.pipeline, portrait, sample_rate=SAMPLE_RATE, size=self.size, **asked)
 
     async def _listen(
         self, socket: WebSocket, speaker: Speaker, outgoing: _Outgoing, sending: asyncio.Task[None]
@@ -291,6 +295,18 @@ class _Live:
                 if ahead > 0:
                     await asyncio.sleep(ahead)
         await sending
+
+
+def quick_size(pipeline: Pipeline, portrait: Portrait) -> int:
+    """The size of LIVE_SIZES at which this machine can draw a session and do other things."""
+    for size in LIVE_SIZES[:-1]:
+        pipeline.draw_here(portrait, portrait.pose[None], size)  # prepares the size
+        begun = time.perf_counter()
+        for _ in range(TIMED):
+            jpeg(pipeline.draw_here(portrait, portrait.pose[None], size)[0])
+        if (time.perf_counter() - begun) / TIMED * FPS < SHARE * pipeline.cores.count:
+            return size
+    return LIVE_SIZES[-1]
 
 
 class _Outgoing:

@@ -78,6 +78,7 @@ def create_studio(
     token: str | None = None,
     sessions: int = 4,
     jobs: int = AT_ONCE,
+    live_size: int | None = None,
 ) -> Starlette:
     """Make the studio: an application for any ASGI server, with the live page and its WebSocket at /live/ and /live/ws.
 
@@ -91,10 +92,11 @@ def create_studio(
         token: what visitors must give, as in `mssync.app.server.create_app`
         sessions: how many may speak live at once
         jobs: how many at once
+        live_size: pixels of live frames, as `size` of `create_app`
 
     Raises InputError as `mssync.app.server.create_app`.
     """
-    live = create_app(pipeline, portrait, token=token, sessions=sessions)
+    live = create_app(pipeline, portrait, token=token, sessions=sessions, size=live_size)
     place = Place()
     uploads = Uploads(place)
     queue = Jobs(place, model, device, pipeline.reenactor.precision, jobs)

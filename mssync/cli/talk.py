@@ -261,6 +261,12 @@ def serve(
     ] = None,
     sessions: Annotated[int, typer.Option(metavar="N", min=1, help="How many may speak live at once.")] = 4,
     jobs: Annotated[int, typer.Option(metavar="N", min=1, help="How many videos are made at once.")] = 2,
+    live_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Pixels of live frames' sides; else 512 where the machine is quick enough, or 384."
+        ),
+    ] = None,
     model: ModelOption = "compact",
     device: DeviceOption = "cpu",
     precision: PrecisionOption = None,
@@ -280,7 +286,8 @@ def serve(
         token = secrets.token_urlsafe(16)
     with waiting("loading"):
         talker = load(model, device, live=True, precision=precision)
-        studio = create_studio(talker, portrait, model=model, device=device, token=token, sessions=sessions, jobs=jobs)
+        settings = {"token": token, "sessions": sessions, "jobs": jobs, "live_size": live_size}
+        studio = create_studio(talker, portrait, model=model, device=device, **settings)
     typer.echo(f"open {address(host, port, token)} (Ctrl-C ends)")
     run(studio, host, port)
 

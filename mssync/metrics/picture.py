@@ -39,7 +39,7 @@ NAN = float("nan")
 COMPARED = 256  # pixels at which errors are counted, as earlier ones were
 SHARP = ("face", "mouth", "hair")  # regions whose sharpness is told
 GREYS = 255
-WITHOUT_IDENTITY = 'For identity: pip install "mssync[identity]"'
+WITHOUT_IDENTITY = 'For identity: pip install "mssync\\[identity]"'
 
 
 class Judges:

@@ -1,67 +1,32 @@
 """What features of speech are good for: how well a small network reads the opening of the mouth from them.
 
-The network is the same for all features, sees 0.2 s around a video frame, and learns for a minute from the clips of
-`train`. So it says how much of what lips do is laid open, not how much is in the sound.
+The network (`training/lips.py`) is the same for all features and small. So it says how much of what lips do is laid
+open, not how much is in the sound.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor
 
 from mssync.audio import AUDIO_PER_VIDEO, features
 from mssync.data import shards
-from mssync.data.clips import Clip, read_clips
-from mssync.data.offsets import MIN_SPREAD, OFFSETS
+from mssync.data.clips import Clip
 from mssync.errors import InputError
 from mssync.faces import mouth_opening
 from mssync.metrics.estimates import Estimate, correlation, mean, median, ratio
 from mssync.speech import PER_VIDEO, SpeechEncoder, log_mel
-from mssync.training.common import cosine_rate
+from mssync.training.lips import FRAMES, Heard, Reader, fit_reader, heard
 from mssync.training.speech import LEADING, read_recordings
 from mssync.video import FPS
 
-WIDTH, TAPS = 128, 5  # of the network: 0.2 M parameters
-STEPS, BATCH, FRAMES, RATE = 800, 40, 2 * FPS, 2e-3  # of its training; shorter clips are left out
 SEEDS = 2  # trainings whose answers are averaged
-
-
-@dataclass(frozen=True)
-class Heard:
-    """A clip's features (T, n), and how far its mouth is open (T,), in its own deviations around its own mean."""
-
-    name: str
-    identity: str
-    features: Tensor
-    opening: Tensor
-
-
-class Reader(nn.Module):
-    """Features (B, T, n) -> opening of the mouth (B, T).
-
-    Args:
-        average, deviation: of the features, (n,)
-    """
-
-    def __init__(self, average: Tensor, deviation: Tensor) -> None:
-        super().__init__()
-        self.average, self.deviation = average, deviation
-        self.into = nn.Linear(len(average), WIDTH)
-        self.around = nn.ModuleList(nn.Conv1d(WIDTH, WIDTH, TAPS, padding=TAPS // 2) for _ in range(2))
-        self.out = nn.Linear(WIDTH, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.gelu(self.into((x - self.average) / self.deviation)).transpose(1, 2)
-        for layer in self.around:
-            x = x + F.gelu(layer(F.dropout(x, 0.2, self.training)))
-        return self.out(x.transpose(1, 2))[..., 0]
 
 
 def lips(hear: Callable[[Clip], Tensor], data: str | Path, split: str) -> list[tuple[str, float]]:
@@ -69,61 +34,21 @@ def lips(hear: Callable[[Clip], Tensor], data: str | Path, split: str) -> list[t
 
     hear: the features (T, n) of a clip; data: a prepared folder, whose offsets.json is respected where it has one.
     """
-    train, held_out = (list(_heard(hear, data, name)) for name in ("train", split))
+    train, held_out = (list(heard(hear, _opening, data, name)) for name in ("train", split))
     if not train or not held_out:
         raise InputError(f"{data}: too few clips of {FRAMES / FPS:g} s in which a mouth moves")
-    answers = [_read(train, held_out, seed) for seed in range(SEEDS)]
-    read = [torch.stack(found).mean(0).numpy() for found in zip(*answers, strict=True)]
-    return [(clip.name, correlation(clip.opening.numpy(), said)) for clip, said in zip(held_out, read, strict=True)]
+    readers = [fit_reader(train, seed) for seed in range(SEEDS)]
+    return [(clip.name, correlation(clip.lips[:, 0].numpy(), _read(readers, clip))) for clip in held_out]
 
 
-def _heard(hear: Callable[[Clip], Tensor], data: str | Path, split: str) -> Iterator[Heard]:
-    table = Path(data) / OFFSETS
-    offsets = json.loads(table.read_text(encoding="utf-8")) if table.exists() else {}
-    for clip in read_clips(data, split):
-        opening = mouth_opening(clip.landmarks)
-        if len(clip) < FRAMES or opening.std() < MIN_SPREAD:
-            continue
-        late = int(offsets.get(clip.entry.name, 0))  # frames by which the sound is late
-        sound, shown = hear(clip)[max(0, late) :], opening[max(0, -late) :]
-        count = min(len(sound), len(shown))
-        if count >= FRAMES:
-            moved = (shown[:count] - shown[:count].mean()) / (shown[:count].std() + 1e-6)
-            yield Heard(clip.entry.name, clip.entry.identity, sound[:count], torch.from_numpy(moved).float())
+def _opening(landmarks: NDArray[np.float32]) -> NDArray[np.float32]:
+    return mouth_opening(landmarks)[:, None]
 
 
-def _read(train: list[Heard], held_out: list[Heard], seed: int) -> list[Tensor]:
-    """Train a reader and let it read the held-out clips."""
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    together = torch.cat([clip.features for clip in train])
-    reader = Reader(together.mean(0), together.std(0) + 1e-3)
-    optimizer = torch.optim.AdamW(reader.parameters(), RATE, weight_decay=0.05)
-    for step in range(STEPS):
-        optimizer.param_groups[0]["lr"] = RATE * cosine_rate(step, STEPS, 50)
-        given, wanted = _batch(train, rng)
-        F.mse_loss(reader(given), wanted).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    reader.eval()
-    with torch.inference_mode():
-        return [reader(clip.features[None])[0] for clip in held_out]
-
-
-def _batch(clips: list[Heard], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Pieces of clips (B, FRAMES, …), of people drawn by the root of how long they speak."""
-    people: dict[str, list[Heard]] = {}
-    for clip in clips:
-        people.setdefault(clip.identity, []).append(clip)
-    lengths = np.sqrt([sum(len(clip.opening) for clip in owned) for owned in people.values()])
-    owners = list(people.values())
-    given, wanted = [], []
-    for person in rng.choice(len(owners), BATCH, p=lengths / lengths.sum()):
-        clip = owners[person][rng.integers(len(owners[person]))]
-        start = int(rng.integers(len(clip.opening) - FRAMES + 1))
-        given.append(clip.features[start : start + FRAMES])
-        wanted.append(clip.opening[start : start + FRAMES])
-    return torch.stack(given), torch.stack(wanted)
+@torch.inference_mode()
+def _read(readers: list[Reader], clip: Heard) -> NDArray[np.float32]:
+    """The opening (T,) as readers say it together."""
+    return torch.stack([reader(clip.features[None])[0, :, 0] for reader in readers]).mean(0).numpy()
 
 
 # Features

@@ -6,6 +6,7 @@ Irani 2007), so that walls, windows and horizons go on behind the head, out of f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -17,6 +18,7 @@ from mssync.render.field import eased
 GROWN = 0.012  # of the picture's side: the matte's rim, in which hair may be that the matte lost
 LEAST = 0.1  # alpha of what is the person's
 NOISE = (0.03, 0.06)  # differences of picture and plate, in [0, 1], that count as none, and in full
+AROUND = 0.25  # of the person's extent: what else is looked at
 TINY = 1e-4  # of colours in [0, 1]
 SMALLEST = 4  # pixels: where the pyramid ends
 PATCH = 7  # pixels of a patch's side
@@ -117,6 +119,27 @@ def parted(picture: Tensor, matte: Tensor, inpaint: Callable[[Tensor, Tensor], T
     """
     reach = max(1, round(GROWN * max(picture.shape[-2:])))
     near = grown((matte > LEAST).float(), 2 * reach)
+    rows, columns = extent(near, AROUND)
+    own, plate = torch.zeros_like(picture[:, :1]).repeat(1, 4, 1, 1), picture.clone()
+    cut = (x[..., rows, columns] for x in (picture, matte, near))
+    own[..., rows, columns], plate[..., rows, columns] = _parted(*cut, reach, inpaint)
+    return own, plate
+
+
+def extent(mask: Tensor, around: float) -> tuple[slice, slice]:
+    """Rows and columns of a mask (1, 1, h, w) from the first to the last that is not 0, and `around` times as many on
+    either side, as far as there are."""
+    found = []
+    for shown in (mask[0, 0].any(1), mask[0, 0].any(0)):
+        at = shown.nonzero().flatten().tolist() or [0]
+        more = math.ceil((at[-1] + 1 - at[0]) * around)
+        found.append(slice(max(0, at[0] - more), min(len(shown), at[-1] + 1 + more)))
+    return found[0], found[1]
+
+
+def _parted(
+    picture: Tensor, matte: Tensor, near: Tensor, reach: int, inpaint: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
     hidden = near
     for sides in ((1, 0), (0, 1)):
         window, room = [2 * reach * side + 1 for side in sides], [reach * side for side in sides]

@@ -23,6 +23,8 @@ from mssync.render.painter import Painter
 from mssync.render.residual import Residual
 from mssync.render.scene import OrganInView, Part, Scene, View, shifted
 
+STRIP = 32  # rows of a frame that are put together at once
+
 
 class LayeredRenderer(nn.Module):
     """Plate, field and painters behind the Reenactor interface.
@@ -119,13 +121,20 @@ class LayeredRenderer(nn.Module):
         mesh = at.placed(mesh)
         if body is not None:
             body = in_view(body, at)
-        part, rows, columns = self._changed(at, mesh, body)
+        person, light, rows, columns = self._person(at, mesh, body)
         frames = at.rest.expand(len(mesh), -1, -1, -1).clone()
-        frames[:, rows, columns] = to_bytes(part)
+        for start in range(rows.start, rows.stop, STRIP):  # what is computed stays in the processor's cache
+            strip = slice(start, min(start + STRIP, rows.stop))
+            piece = person[:, :, shifted(strip, rows.start)]
+            if light is not None:
+                piece[:, :3] *= at.enlarged(light, strip, columns)
+            behind = torch.sub(1, piece[:, 3:]).clamp_(0, 1) * at.plate[..., strip, columns]
+            frames[:, strip, columns] = to_bytes(behind.add_(piece[:, :3]))
         return frames
 
-    def _changed(self, at: View, mesh: Tensor, body: Tensor | None) -> tuple[Tensor, slice, slice]:
-        """What of frames differs from the picture, (B, 3, h, w) in [0, 1], and where: rows and columns."""
+    def _person(self, at: View, mesh: Tensor, body: Tensor | None) -> tuple[Tensor, Tensor | None, slice, slice]:
+        """The person in frames, premultiplied RGBA (B, 4, h, w), and the gains of its colours, of cells (B, 3, r, c);
+        rows and columns of what may differ from the picture, and so is drawn."""
         head = view(at.solver, mesh)
         field, light = at.field(mesh, head, body), None
         if self.residual is not None:
@@ -137,10 +146,7 @@ class LayeredRenderer(nn.Module):
         person = at.warped(places, bands)
         for b, *where, piece in painted:
             person[b, :3, where[0], where[1]] += piece
-        if light is not None:
-            person[:, :3] *= at.enlarged(light, rows, columns)
-        behind = torch.sub(1, person[:, 3:]).clamp_(0, 1) * at.plate[..., rows, columns]
-        return behind.add_(person[:, :3]), rows, columns
+        return person, light, rows, columns
 
     def _organ(
         self, organ: OrganInView, at: View, mesh: Tensor, places: Tensor, part: Part

@@ -17,7 +17,7 @@ from mssync.reenact import to_bytes
 from mssync.render.field import Hiding, affine, eased, enlarging, seen, thin_plate, view, view_solver
 from mssync.render.organs import EYE, FACE, MOUTH, Organ, framed, inside, mirror_mesh, source_frame
 from mssync.render.painter import Asked, rim
-from mssync.render.plate import completed, fill, parted
+from mssync.render.plate import completed, extent, fill, grown, parted
 from mssync.render.residual import CELLS as LOOK
 
 # fmt: off
@@ -42,7 +42,8 @@ PAD = 0.2  # of the side: what lies around the drawn part and may move into it
 CROWN = 0.1  # of the height: over so much a head that the picture's top cuts off is made to end
 CUT_OFF = 0.5  # alpha at the picture's edge from which the person is cut off there
 HELD_EVERY, HELD = 24, 0.15  # points that are held there along the longer side; how far they hold others, in sides
-DOUBLED = 800 * 800  # pixels of a frame up to which the person is stored twice as fine, so that moving it blurs less
+DOUBLED = 1100 * 1100  # pixels of a person up to which it is stored twice as fine, so that moving it blurs less
+MARGIN = 6  # pixels around the person that are stored with it: more than doubling reaches
 FADING = 0.15  # of half the box: the rim in which the residual ends, in a picture that is drawn whole
 LANCZOS = 4  # lobes of the window by which that is done
 CRISP = 0.08  # of the finer neighbours is taken off: what linear interpolation between them blurs, on the mean
@@ -122,10 +123,14 @@ class View:
         else:
             self.height = self.width = size
             self.origin, self.scale = scene.box[:2], size / scene.box[2]
-        self.pad = 0 if size is None else round(PAD * size)
+        self.pad, self.cell = 0 if size is None else round(PAD * size), max(self.height, self.width) / CELLS
         own, plate = layers(scene, self.origin, self.scale, self.height, self.width, self.pad, inpaint)
-        self.fine = self.height * self.width <= DOUBLED
-        self.own = doubled(own) if self.fine else own
+        self.person = self._person(own)
+        high, wide = extent(grown((own != 0).any(1, keepdim=True).float(), MARGIN), 0)
+        self.fine = (high.stop - high.start) * (wide.stop - wide.start) <= DOUBLED
+        self.own = doubled(own[..., high, wide]) if self.fine else own[..., high, wide].contiguous()
+        self.own_corner = torch.tensor([wide.start, high.start]) - (self.pad + 0.5)
+        self.to_own = 2 / torch.tensor([wide.stop - wide.start, high.stop - high.start])
         inner = (..., slice(self.pad, self.pad + self.height), slice(self.pad, self.pad + self.width))
         self.plate = plate[inner].contiguous()
         self.rest = to_bytes(own[inner][:, :3] + (1 - own[inner][:, 3:]) * self.plate)[0]  # (H, W, 3) uint8
@@ -136,14 +141,11 @@ class View:
         warping = torch.cat([self.mesh[0, self.chosen], points])
         left, right = self.mesh[0, list(EYE_CORNERS)]
         self.hiding = Hiding(warping, HIDES * float((right - left).norm()))
-        self.cell = max(self.height, self.width) / CELLS
         rows, columns = (math.ceil(side / self.cell) for side in (self.height, self.width))
         self.cells = pixel_grid(rows, columns, self.cell)
         sides = ((rows, self.height), (columns, self.width))
         self.enlarging = [enlarging(cells, round(cells * self.cell))[:side] for cells, side in sides]
-        self.person = self._person(own)
         self.x, self.y = torch.arange(float(self.width)), torch.arange(float(self.height))[:, None]
-        self.to_own = torch.tensor([2 / (self.width + 2 * self.pad), 2 / (self.height + 2 * self.pad)])
         still = torch.stack(torch.broadcast_tensors(self.x, self.y))
         self.still = self.in_own(still[None])  # (1, 2, H, W)
         kinds = ((MOUTH, False), (EYE, False), (EYE, True))
@@ -208,7 +210,8 @@ class View:
     def changed(self, field: Tensor) -> Part:
         """What of frames may differ from the picture under a field (B, 2, rows, columns)."""
         cells = self.cells.permute(2, 0, 1)[None]
-        places = self.in_own(torch.cat([cells, cells + field])).permute(0, 2, 3, 1)
+        around = torch.tensor([self.width, self.height]) + 2 * self.pad
+        places = (torch.cat([cells, cells + field]).permute(0, 2, 3, 1) + self.pad + 0.5) * (2 / around) - 1
         person = self.person.expand(len(places), -1, -1, -1)
         there = F.grid_sample(person, places, padding_mode="border", align_corners=False).amax((0, 1)) > 0
         rows, columns = self._reach(there.any(1), self.height), self._reach(there.any(0), self.width)
@@ -230,7 +233,7 @@ class View:
 
     def in_own(self, places: Tensor) -> Tensor:
         """Places (B, 2, h, w) in pixels -> in the [-1, 1] of the person's layer."""
-        return (places + self.pad + 0.5) * self.to_own[:, None, None] - 1
+        return (places - self.own_corner[:, None, None]) * self.to_own[:, None, None] - 1
 
     def enlarged(self, maps: Tensor, rows: slice, columns: slice) -> Tensor:
         """Maps of cells (B, c, r, c) -> of a part's pixels (B, c, h, w)."""
@@ -311,7 +314,7 @@ class OrganInView:
         self.asked = Asked(kind, face, source_frame(kind, face_mesh)[..., :2], face_mesh[..., :2], FACE_SCALE)
         self.rim = rim(kind)
         origin = self.turned_window(self.frame[..., :2])[0]
-        self.origin = torch.cat([origin[:2], origin[2:] + at.pad + 0.5]) * at.to_own
+        self.origin = torch.cat([origin[:2], origin[2:] - at.own_corner]) * at.to_own
         self.origin[2] -= 1  # (3, 2): from (u, v) to the place in the person's layer
 
     def turned(self, mesh: Tensor) -> Tensor:
@@ -395,13 +398,20 @@ def doubled(x: Tensor) -> Tensor:
     three = torch.sinc(away) * torch.sinc(away / LANCZOS) * (away.abs() < LANCZOS)
     kernel = (1 + 2 * CRISP) * three[0] - CRISP * (three[1] + three[2])  # of the two finer pixels
     kernel = kernel / kernel.sum(1, keepdim=True)
-    for dim in (2, 3):
-        reach = [0, 0, 0, 0]
-        reach[6 - 2 * dim : 8 - 2 * dim] = [LANCZOS - 1] * 2
-        wide, size = F.pad(x, reach, mode="replicate"), x.shape[dim]
-        found = [sum(weight * wide.narrow(dim, k, size) for k, weight in enumerate(one.tolist())) for one in kernel]
-        x = torch.stack(found, dim + 1).flatten(dim, dim + 1)
-    return x
+    large = x.new_empty(*x.shape[:2], 2 * x.shape[2], 2 * x.shape[3])
+    for channel in range(x.shape[1]):  # one by one, for the memory that it takes
+        tall = _interleaved(x[:, channel : channel + 1], kernel, 2)
+        large[:, channel : channel + 1] = _interleaved(tall, kernel, 3)
+    return large
+
+
+def _interleaved(x: Tensor, kernel: Tensor, dim: int) -> Tensor:
+    """Maps (1, c, h, w) under two kernels (2, n) along a dimension, in turn."""
+    reach = [0, 0, 0, 0]
+    reach[6 - 2 * dim : 8 - 2 * dim] = [LANCZOS - 1] * 2
+    wide, size = F.pad(x, reach, mode="replicate"), x.shape[dim]
+    found = [sum(weight * wide.narrow(dim, k, size) for k, weight in enumerate(one.tolist())) for one in kernel]
+    return torch.stack(found, dim + 1).flatten(dim, dim + 1)
 
 
 def _cut(

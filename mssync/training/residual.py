@@ -27,7 +27,7 @@ from mssync.render.organs import EYE_RINGS, MOUTH, face_window
 from mssync.render.plate import fill
 from mssync.render.renderer import body_map, in_view
 from mssync.render.residual import MIRRORED, MIRRORED_FIELD, Residual
-from mssync.render.scene import Look, Scene, View
+from mssync.render.scene import Look, Scene, View, layers
 from mssync.training.common import Run, fit, launched
 from mssync.weights import load_model
 
@@ -113,7 +113,8 @@ def _source(boxes: Boxes, renderer: Any, clip: range, number: int) -> Source:
     picture, points = to_tensor(image[None]), torch.from_numpy(mesh)
     face, face_mesh, _ = face_window(image, mesh)
     matte = renderer.matte.alpha(picture, points, BOX, renderer.silhouette)
-    at = View(Scene(picture, matte, points, BOX, to_tensor(face[None]), torch.from_numpy(face_mesh)), SIDE, fill)
+    scene = Scene(picture, matte, points, BOX, to_tensor(face[None]), torch.from_numpy(face_mesh))
+    at = View(scene, SIDE, fill)
     targets = [t for t in clip if t != number]
     targets = targets[:: math.ceil(len(targets) / TARGETS)]
     meshes = at.placed(torch.from_numpy(boxes.meshes[targets][..., :2]))
@@ -121,7 +122,7 @@ def _source(boxes: Boxes, renderer: Any, clip: range, number: int) -> Source:
     heads = view(at.solver, meshes)
     body = in_view(body_map(rest, motion, *BOX), at)
     fields = torch.cat([at.field(meshes[k : k + 1], heads[k : k + 1], body[k : k + 1]) for k in range(len(targets))])
-    own = F.avg_pool2d(at.own, at.own.shape[-1] // (at.width + 2 * at.pad))
+    own, _ = layers(scene, at.origin, at.scale, at.height, at.width, at.pad, fill)
     return Source(number, own, at.plate, at.look, targets, fields.half(), heads)
 
 

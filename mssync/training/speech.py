@@ -1,5 +1,5 @@
-"""Training of the speech encoder on the labels of `scripts/label_speech.py`: what a teacher hears in clean sound, the
-network is to hear through noise, rooms, microphones and telephones."""
+"""Training of the speech encoder on the labels of `scripts/label_speech.py` and `scripts/label_lips.py`: what a teacher
+hears in clean sound, the network is to hear through noise, rooms, microphones and telephones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mssync.audio import SAMPLE_RATE
 from mssync.config import Config, SpeechTraining
 from mssync.errors import InputError
 from mssync.precision import choose, drawing_precision
-from mssync.speech import FEATURES, FRAME, FRAME_MS, LIVE_LOOKAHEAD, Rows, SpeechEncoder
+from mssync.speech import COMPONENTS, FEATURES, FRAME, FRAME_MS, LIPS, LIVE_LOOKAHEAD, Rows, SpeechEncoder
 from mssync.training.common import Run, fit, launched
 
 INDEX, BASIS = "index.csv", "basis.npz"
@@ -29,7 +29,7 @@ QUIET = 1e-4  # root mean square of a piece below which it is silence
 
 @dataclass(frozen=True)
 class Recording:
-    """A labelled recording. waveform: (n,) int16 at 16 kHz; labels: (n // 320, 96) float16."""
+    """A labelled recording. waveform: (n,) int16 at 16 kHz; labels: (n // 320, 104) float16."""
 
     name: str
     speaker: str
@@ -52,7 +52,9 @@ def read_recordings(folder: str | Path, split: str) -> list[Recording]:
         for row in csv.DictReader(file):
             if row["split"] == split:
                 with np.load(folder / f"{row['name']}.npz") as arrays:
-                    waveform, labels = arrays["waveform"], arrays["labels"]
+                    if "lips" not in arrays:
+                        raise InputError(f"{folder}: {row['name']} has no lips; run scripts/label_lips.py")
+                    waveform, labels = arrays["waveform"], np.concatenate([arrays["labels"], arrays["lips"]], 1)
                 found.append(Recording(row["name"], row["speaker"], row["language"], row["corpus"], waveform, labels))
     if not found:
         raise InputError(f"{folder}: no recordings of the split {split!r} in {INDEX}")
@@ -79,14 +81,14 @@ class Pieces:
         self.weights = weights / weights.sum()
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Sound (B, n) float32 and labels (B, T, 96) of a step."""
+        """Sound (B, n) float32 and labels (B, T, 104) of a step."""
         numbers = range(step * self.settings.batch, (step + 1) * self.settings.batch)
         pairs = [self.sample(n) for n in numbers]
         sounds, labels = (torch.from_numpy(np.stack(x)) for x in zip(*pairs, strict=True))
         return sounds, labels
 
     def sample(self, n: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """A disturbed piece (n,), and its labels (T, 96)."""
+        """A disturbed piece (n,), and its labels (T, 104)."""
         rng = np.random.default_rng((self.settings.seed, n))
         speed = 1 + self.settings.speed * rng.uniform(-1, 1) * (rng.random() < 0.6)
         sound, labels = self._piece(rng, speed)
@@ -94,7 +96,7 @@ class Pieces:
         return disturbed(sound, other, self.settings, rng), labels
 
     def _piece(self, rng: np.random.Generator, speed: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Sound (n,) of one speaker, `speed` times as quick, and its labels (T, 96)."""
+        """Sound (n,) of one speaker, `speed` times as quick, and its labels (T, 104)."""
         owned = self.speakers[self.names[rng.choice(len(self.names), p=self.weights)]]
         lengths = np.array([len(r.labels) for r in owned], float)
         sounds: list[NDArray[np.float32]] = []
@@ -219,8 +221,7 @@ def train(config: Config, data: str | Path, run_dir: str | Path, max_minutes: fl
     settings = config.speech_training
     run = Run(run_dir, "speech", max_minutes, launched())
     pieces, seen = Pieces(read_recordings(data, "train"), settings), read_recordings(data, "val")
-    with np.load(Path(data) / BASIS) as file:
-        weights = torch.from_numpy(file["scale"] / file["scale"].mean())
+    weights = importance(Path(data), settings)
     torch.manual_seed(settings.seed)
     encoder = SpeechEncoder(**vars(config.speech))
     optimizer = torch.optim.AdamW(encoder.parameters(), settings.lr, weight_decay=settings.weight_decay)
@@ -238,6 +239,14 @@ def train(config: Config, data: str | Path, run_dir: str | Path, max_minutes: fl
     return fit(run, encoder, optimizer, settings, losses, lambda network: evaluate(network, seen, weights), about)
 
 
+def importance(folder: Path, settings: SpeechTraining) -> Tensor:
+    """Weights (104,) of errors: components by their deviation, all columns of the lips together by a share of all."""
+    with np.load(folder / BASIS) as file:
+        components = torch.from_numpy(file["scale"] / file["scale"].sum())
+    lips = torch.full((LIPS,), 1 / LIPS, dtype=components.dtype)
+    return FEATURES * torch.cat([(1 - settings.lips) * components, settings.lips * lips])
+
+
 def lookahead(rng: np.random.Generator, longest: int) -> int:
     """The look-ahead of a batch, ms: those that will be used the most, nearly as often the longest, any other."""
     kind = rng.random()
@@ -248,7 +257,8 @@ def lookahead(rng: np.random.Generator, longest: int) -> int:
 
 @torch.inference_mode()
 def evaluate(encoder: nn.Module, recordings: list[Recording], weights: Tensor) -> tuple[dict[str, float], Tensor]:
-    """Share of the teacher's variance that is explained at several look-aheads, and a sheet: teacher, student."""
+    """Share of the teacher's variance that is explained at several look-aheads, of its leading components and of lips,
+    and a sheet: teacher, student."""
     frames = round(SEEN_SECONDS * SAMPLE_RATE / FRAME)
     chosen = [r for r in recordings if len(r.labels) >= frames]
     chosen = chosen[:: max(1, len(chosen) // SEEN)]
@@ -261,6 +271,7 @@ def evaluate(encoder: nn.Module, recordings: list[Recording], weights: Tensor) -
     for ahead in LOOKAHEADS:
         said = torch.cat([encoder(part, ahead) for part in rows.split(16)])
         values[f"explained_{ahead}"] = explained(said, labels)
+        values[f"lips_{ahead}"] = explained(said[..., COMPONENTS:], labels[..., COMPONENTS:])
         sheet.append(said[0])
     values["error"] = float(((said - labels).square() * weights).mean())
     shown = torch.cat([labels[0], *sheet], 1).unflatten(1, (-1, FEATURES))[..., :LEADING].flatten(1).T
@@ -269,6 +280,6 @@ def evaluate(encoder: nn.Module, recordings: list[Recording], weights: Tensor) -
 
 
 def explained(said: Tensor, labels: Tensor) -> float:
-    """R² of the leading components of features (…, 96), all of them and their frames together."""
+    """R² of the leading components of features (…, n), all of them and their frames together."""
     error = (said - labels)[..., :LEADING].square().sum()
     return 1 - float(error / labels[..., :LEADING].square().sum())
