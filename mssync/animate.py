@@ -58,6 +58,8 @@ from mssync.precision import choose
 from mssync.reenact import SIZE, Reenactor, SizedReenactor, to_bytes, to_tensor
 from mssync.render.carry import carried
 from mssync.soundtrack import Sound
+from mssync.speech import FILE as EARS_FILE
+from mssync.speech import FILE_AHEAD, LIVE_AHEAD, SpeechEncoder
 from mssync.video import FPS, VideoReader, write_video
 
 if TYPE_CHECKING:
@@ -241,7 +243,8 @@ def load(
         generator.safetensors; or a reenactor's file alone (see `mssync convert`), which cannot animate, but
         reenact.
     device: "cpu", "cuda" (also "cuda:1", …), "mps", or "auto": cuda or mps where there is one, else cpu.
-    live: with generator_live.safetensors in place of generator.safetensors, for `stream.StreamingAnimator`.
+    live: for `stream.StreamingAnimator`: with generator_live.safetensors in place of generator.safetensors, where there
+        is one, and hearing no more of the future than a conversation bears.
     precision: of drawing, "float32", "bfloat16", or "auto": bfloat16 where the processor multiplies in it. Unless
         given, the environment variable MSSYNC_PRECISION is asked, then "auto".
     Raises InputError for an unknown model, device or precision.
@@ -262,7 +265,10 @@ def load(
                 f"{generator_file} was trained on motion of the space {space!r}, and {reenactor_file} draws "
                 f"{reenactor.space!r}; train one on this motion (`mssync extract`, `mssync train generator`)"
             )
-    return Pipeline(reenactor.for_rendering(drawn_in), generator, audio_kind=kind, name=metadata["kind"], device=place)
+    hears_speech = generator is not None and generator.config.hears == "speech"
+    ears = SpeechEncoder.load(generator_file.parent / EARS_FILE) if hears_speech else None
+    drawing = reenactor.for_rendering(drawn_in)
+    return Pipeline(drawing, generator, audio_kind=kind, ears=ears, live=live, name=metadata["kind"], device=place)
 
 
 def model_files(model: PathLike, live: bool = False) -> tuple[Path, Path | None]:
@@ -280,7 +286,7 @@ def model_files(model: PathLike, live: bool = False) -> tuple[Path, Path | None]
         raise InputError(
             f"no model {str(model)!r}: give one of: {known}, a folder with {REENACTOR_FILE}, or such a file"
         )
-    generator = path / (LIVE_FILE if live else GENERATOR_FILE)
+    generator = path / (LIVE_FILE if live and (path / LIVE_FILE).is_file() else GENERATOR_FILE)
     return path / REENACTOR_FILE, generator if generator.is_file() else None
 
 
@@ -310,6 +316,8 @@ class Pipeline:
         generator: MotionGenerator | None,
         *,
         audio_kind: str = "logfbank",
+        ears: SpeechEncoder | None = None,
+        live: bool = False,
         name: str = "layered",
         device: torch.device | str = "cpu",
         face_mesh: FaceMesh | None = None,
@@ -317,10 +325,12 @@ class Pipeline:
         """reenactor, generator: in eval mode, on `device`; without a generator `animate` is refused.
 
         audio_kind: the features that the generator was trained on, "logfbank" or "mfcc".
+        ears: the encoder of a generator that hears speech instead; live: whether that hears as a live session does.
         name: of the reenactor, for the metadata of videos.
         """
         self.reenactor, self.generator = reenactor, generator
-        self.audio_kind, self.name, self.device = audio_kind, name, torch.device(device)
+        self.audio_kind, self.ears, self.name, self.device = audio_kind, ears, name, torch.device(device)
+        self._live = live
         self.face_mesh = FaceMesh() if face_mesh is None else face_mesh
         self.cores = Cores(self.device)
 
@@ -332,7 +342,14 @@ class Pipeline:
     @property
     def live(self) -> bool:
         """Whether the generator can speak while speech is still arriving."""
-        return self.generator is not None and self.generator.config.lookahead is not None
+        if self.generator is None:
+            return False
+        return self._live if self.ears is not None else self.generator.config.lookahead is not None
+
+    @property
+    def ahead(self) -> int:
+        """How far the features of speech look ahead, ms after the end of a frame, where there are `ears`."""
+        return LIVE_AHEAD if self.live else FILE_AHEAD
 
     def live_generator(self) -> MotionGenerator:
         """The generator, where it can speak live. Raises InputError where there is none, or another one."""
@@ -519,8 +536,11 @@ class Pipeline:
     def _generate(self, portrait: Portrait, waveform: np.ndarray, seed: int) -> Iterator[np.ndarray]:
         """Motion (n, 10, 6) in parts of BATCH frames."""
         assert self.generator is not None
-        hear = live_features if self.live else features
-        audio = hear(torch.from_numpy(waveform), self.audio_kind, n_video_frames(len(waveform)))
+        count = n_video_frames(len(waveform))
+        if self.ears is not None:
+            audio = self.ears.features(waveform, self.ahead, count)
+        else:
+            audio = (live_features if self.live else features)(torch.from_numpy(waveform), self.audio_kind, count)
         first = torch.from_numpy(portrait.pose).flatten()
         frames = self.generator.stream(first.to(self.device), audio.to(self.device), seed)
         made = 0

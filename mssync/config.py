@@ -51,7 +51,8 @@ class GeneratorConfig:
     audio_free_branch: bool = False  # ref: a fifth branch that hears nothing
     final_linear: bool = False  # ref: a linear layer merges the masked branches in place of their sum
     soft_masks: bool = True  # eq. 10; without, every level has the same share
-    lookahead: int | None = None  # frames of sound after its start that a frame may hear; null: all (ours)
+    hears: Literal["energies", "speech"] = "energies"  # filter energies (ref), or features of `speech.py` (ours)
+    lookahead: int | None = None  # of energies: frames after its start that a frame may hear; null: all (ours)
     warmup_frames: int = 0  # ref: 3, the first frame repeated over mirrored audio
     leak: float = 0.0  # share of the distance from x_0 that a frame loses: long roll-outs do not drift (ours)
     relative_input: bool = False  # feed x_t - x_0 beside x_t, for identities that were not trained on (ours)
@@ -121,6 +122,7 @@ class GeneratorTraining:
     lambda_rec: float = 1.0
     lambda_lips: float = 0.0  # shape of the lips, for motion of the space compact-1 alone (ours)
     lambda_shape: float = 0.0  # shape of the face; needs lambda_lips (ours)
+    lambda_mouth: float = 0.0  # how much and how fast lips move; needs lambda_lips (ours)
     lambda_pose: float = 0.0  # how much and how fast the head moves; needs lambda_lips (ours)
     quiet: float = (
         0.0  # share of a batch that falls silent half way, where mouths have to close; needs lambda_lips (ours)
@@ -129,6 +131,7 @@ class GeneratorTraining:
     sync_levels: int = 4  # levels of the synchrony loss, from the finest on; 1: the single-scale loss
     sync_ceiling: float | None = None  # times the score of real motion: more synchrony is not rewarded (ours)
     start: str | None = None  # a generator of the same sizes to begin from: a shipped one's name or a file (ours)
+    ears: str = "speech"  # the speech encoder of a generator that hears speech: a shipped one's name or a file
     random_origin: bool = False  # x_0 of the relative input is any frame of the clip: long runs stay near it (ours)
     average: float = 0.999  # decay of the moving average of the generator that is kept (ours)
     max_gradient: float | None = None  # norm above which the generator's gradient is scaled down (ours)

@@ -37,7 +37,7 @@ OTHERS_CONFIDENCE = 0.7  # likewise of every face beside the surest one: a fold 
 EYE_CORNERS = (33, 263)
 LEFT_EYE_LIDS, RIGHT_EYE_LIDS = (159, 145), (386, 374)
 LEFT_EYE_WIDTH, RIGHT_EYE_WIDTH = (33, 133), (362, 263)
-INNER_LIPS = (13, 14)
+INNER_LIPS, MOUTH_CORNERS = (13, 14), (61, 291)
 FOREHEAD, SUBNASALE, CHIN = 10, 2, 152
 
 CANONICAL_FILE = Path(__file__).parent / "assets" / "canonical_face.npy"  # a symmetric mean face (478, 2)

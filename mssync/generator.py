@@ -25,6 +25,7 @@ from mssync.audio import AUDIO_PER_VIDEO, HOP_LENGTH, N_FILTERS, SAMPLES_PER_VID
 from mssync.config import GeneratorConfig
 from mssync.errors import InputError
 from mssync.pyramid import LEVELS, reflect_index
+from mssync.speech import FEATURES, PER_VIDEO
 from mssync.spontaneous import NUMBERS, Spontaneous
 from mssync.syncer import Standardize
 
@@ -38,6 +39,9 @@ CHUNK = 25 * COARSEST  # video frames of audio encoded at a time while streaming
 AUDIO_LIMIT = 4.0  # standard deviations: the log energies of digital silence lie far outside of speech
 ROTARY_BASE = 10000.0
 ROTARY_BLOCK = 1024  # positions whose rotations are computed at a time
+# Features of speech have heard the future already, so all that follows looks back: the first layer over 6 of them, then
+# level i over 3 vectors, 2^(i-1) video frames apart: 2 + 2 · (1 + 2 + 4 + 8) = 32 frames in all.
+STEM, TAPS = 6, 3
 OUTPUT_GAIN = 0.1  # the first roll-outs should drift slowly: velocities start at a tenth of the usual scale
 
 
@@ -148,6 +152,8 @@ class AudioEncoder(nn.Module):
         )
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(stages))
 
+    rows = AUDIO_PER_VIDEO  # of audio, a video frame
+
     def forward(self, audio: Tensor) -> Tensor:
         """Audio (B, 4T, 26) -> (levels, B, T, width). A late level begins with its first vector, repeated."""
         length = audio.shape[1] // AUDIO_PER_VIDEO
@@ -167,6 +173,35 @@ class AudioEncoder(nn.Module):
         convolution = self.convolutions[stage]
         assert isinstance(convolution, nn.Conv1d)
         return convolution.weight, convolution.bias
+
+
+class SpeechPyramid(nn.Module):
+    """Features of speech to vectors of four levels at the video rate, each of which looks further back than the last.
+
+    Nothing is strided but the first layer, so a recording that is cut anywhere has the same vectors.
+    """
+
+    silence: Tensor  # (104,): what is heard where nobody speaks
+    rows = PER_VIDEO  # of features, a video frame
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = Standardize(FEATURES, AUDIO_LIMIT)
+        self.register_buffer("silence", torch.zeros(FEATURES))
+        self.stem = nn.Conv1d(FEATURES, width, STEM, stride=PER_VIDEO)
+        self.levels = nn.ModuleList(nn.Conv1d(width, width, TAPS, dilation=2**i) for i in range(LEVELS))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(LEVELS + 1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (B, 2T, 104) -> (levels, B, T, width); before the first stands what is average."""
+        x = F.pad(self.norm(features).transpose(1, 2), (STEM - PER_VIDEO, 0))
+        x = F.gelu(self.norms[0](self.stem(x).transpose(1, 2)))
+        levels = []
+        for i, (layer, norm) in enumerate(zip(self.levels, self.norms[1:], strict=True)):
+            back = layer(F.pad(x.transpose(1, 2), ((TAPS - 1) * 2**i, 0)))
+            x = x + F.gelu(norm(back.transpose(1, 2)))
+            levels.append(x)
+        return torch.stack(levels)
 
 
 def _upsample(x: Tensor, factor: int, length: int) -> Tensor:
@@ -266,10 +301,14 @@ class Generator(nn.Module):
     times what `mssync.spontaneous` draws.
 
     With `config.lookahead` a frame hears that much of the future and no more, so it can be made while speech is still
-    arriving (`listen`); audio is then that of `audio.live_features`, preceded by `lead` frames.
+    arriving (`listen`); audio is then that of `audio.live_features`, preceded by `lead` frames. Where `config.hears` is
+    "speech", audio is the features (B, 2T, 104) of a `SpeechEncoder` wherever (B, 4T, 26) is said here; how far that
+    looks ahead is its own affair, and the generator can always speak live.
 
     Attributes:
-        lead: video frames of sound before the first frame that it, or a later one, can hear; 0 without `lookahead`,
+        rows: of audio, a video frame: 4, or 2
+        live: whether it can be made while speech is still arriving
+        lead: video frames of sound before the first frame that it, or a later one, can hear; 0 unless it is live,
             where a recording begins with its first frame
         follow: frames of sound after the last frame that it can hear: `lookahead`, or 0
 
@@ -289,14 +328,21 @@ class Generator(nn.Module):
                 "generator.lookahead must be null, or 0 or more with warmup_frames=0 (they hear mirrored sound), "
                 f"got {config.lookahead} with {config.warmup_frames}"
             )
+        if config.hears == "speech" and (config.lookahead is not None or config.warmup_frames):
+            raise InputError("a generator that hears speech has no lookahead of its own and no warmup_frames")
         self.config, self.head_dim = config, config.width // config.heads
         motion_dim = config.keypoints * config.values
         position_size = motion_dim * (1 + config.relative_input)
         self.motion_norm = Standardize(motion_dim)
         if config.spontaneous:
             self.register_buffer("spontaneous_motion", torch.zeros(NUMBERS, motion_dim))
-        self.audio_encoder = AudioEncoder(config.audio_width, config.lookahead)
-        self.lead = self.follow = 0
+        hears_speech = config.hears == "speech"
+        self.audio_encoder: Any = (
+            SpeechPyramid(config.audio_width) if hears_speech else AudioEncoder(config.audio_width, config.lookahead)
+        )
+        self.rows, self.live = self.audio_encoder.rows, hears_speech or config.lookahead is not None
+        self.lead = REACH if hears_speech else 0
+        self.follow = 0
         if config.lookahead is not None:
             heard = REACH + COARSEST + max(self.audio_encoder.delays)
             self.lead, self.follow = COARSEST * math.ceil(heard / COARSEST), config.lookahead
@@ -369,7 +415,7 @@ class Generator(nn.Module):
 
     def average_sound(self, batch: int, frames: int) -> Tensor:
         """Audio (B, 4 · frames, 26) that says nothing: the mean of what the generator was trained on."""
-        return self.audio_encoder.norm.mean.expand(batch, AUDIO_PER_VIDEO * frames, -1)
+        return self.audio_encoder.norm.mean.expand(batch, self.rows * frames, -1)
 
     def start(self, x0: Tensor, origin: Tensor | None = None) -> State:
         """State after frame 0. x0 (B, D), raw; origin as in `forward`. Warm-up frames repeat x0 in the cache."""
@@ -401,9 +447,9 @@ class Generator(nn.Module):
             yield from (frame[0] for frame in self.stream(x0[None], audio[None], seed))
             return
         self._check(x0, audio)
-        if self.config.lookahead is not None:
+        if self.live:
             listener = self.listen(x0, seed)
-            for rows in audio.split(AUDIO_PER_VIDEO * CHUNK, dim=1):
+            for rows in audio.split(self.rows * CHUNK, dim=1):
                 yield from listener.push(rows)
             yield from listener.flush()
             return
@@ -422,17 +468,17 @@ class Generator(nn.Module):
                 frame, state = self.step(state, vector)
                 yield frame + added
 
-    def listen(self, x0: Tensor, seed: int = 0) -> Listener:
+    def listen(self, x0: Tensor, seed: int = 0) -> Listener | SpeechListener:
         """The frames of `stream` while audio is still arriving, from x0 (B, D).
 
         Raises InputError where there is no `lookahead`.
         """
-        if self.config.lookahead is None:
+        if not self.live:
             raise InputError(
                 "this generator hears all that is to come, so it cannot speak live; "
                 "train one that does not: mssync train generator --config live"
             )
-        return Listener(self, x0, seed)
+        return (SpeechListener if self.config.hears == "speech" else Listener)(self, x0, seed)
 
     # ---- shared
 
@@ -486,22 +532,69 @@ class Generator(nn.Module):
         dim = self.config.keypoints * self.config.values
         if x0.shape[-1] != dim:
             raise InputError(f"the generator needs a first frame of {dim} numbers, got {x0.shape[-1]}")
-        if audio.shape[1] == 0 or audio.shape[1] % AUDIO_PER_VIDEO or audio.shape[2] != N_FILTERS:
+        numbers = len(self.audio_encoder.norm.mean)
+        if audio.shape[1] == 0 or audio.shape[1] % self.rows or audio.shape[2] != numbers:
             raise InputError(
-                f"the generator needs {AUDIO_PER_VIDEO} audio frames of {N_FILTERS} numbers a video frame, "
+                f"the generator needs {self.rows} audio frames of {numbers} numbers a video frame, "
                 f"got {audio.shape[1]} x {audio.shape[2]}"
             )
 
 
-class Listener:
-    """Roll-outs of B sequences while their audio arrives; every vector of every level is computed once.
-
-    `Generator.listen` makes one. Memory and time a frame do not grow.
-    """
+class RollOut:
+    """Roll-outs of B sequences from x0 (B, D), as far as their audio is known. Memory and time a frame do not grow."""
 
     def __init__(self, generator: Generator, x0: Tensor, seed: int) -> None:
         self.generator, self.state, self.x0 = generator, generator.start(x0), x0
         self.spontaneous = generator.spontaneous(len(x0), seed)
+
+    def _frames(self, levels: Tensor, first: int) -> list[Tensor]:
+        """Frames (B, D) from their levels (levels, B, n, width), the first of them number `first`; none before 0."""
+        frames = []
+        for t, vector in enumerate(self.generator.branches.audio_part(levels), first):
+            if t == 0:
+                frames.append(self.x0 + self.spontaneous(1)[0])
+            elif t > 0:
+                frame, self.state = self.generator.step(self.state, vector)
+                frames.append(frame + self.spontaneous(1)[0])
+        return frames
+
+
+class SpeechListener(RollOut):
+    """Roll-outs while features of speech arrive: a frame is made when both of its features are there.
+
+    `Generator.listen` makes one.
+    """
+
+    def __init__(self, generator: Generator, x0: Tensor, seed: int) -> None:
+        super().__init__(generator, x0, seed)
+        self.kept = generator.average_sound(len(x0), generator.lead)  # what the next frames still hear
+        self.made = 0
+
+    @torch.inference_mode()
+    def push(self, features: Tensor) -> list[Tensor]:
+        """Features (B, n, 104), any number of them -> the frames (B, D) that can be made now."""
+        generator, self.kept = self.generator, torch.cat([self.kept, features], 1)
+        count = self.kept.shape[1] // generator.rows - generator.lead
+        if count == 0:
+            return []
+        heard = self.kept[:, : generator.rows * (generator.lead + count)]
+        frames = self._frames(generator.audio_encoder(heard)[:, :, generator.lead :], self.made)
+        self.kept, self.made = self.kept[:, generator.rows * count :], self.made + count
+        return frames
+
+    def flush(self) -> list[Tensor]:
+        """The frames that have waited for what would have come: none."""
+        return []
+
+
+class Listener(RollOut):
+    """Roll-outs while energies arrive; every vector of every level is computed once.
+
+    `Generator.listen` makes one.
+    """
+
+    def __init__(self, generator: Generator, x0: Tensor, seed: int) -> None:
+        super().__init__(generator, x0, seed)
         encoder = generator.audio_encoder
         widths = [N_FILTERS] + [generator.config.audio_width] * (len(encoder.convolutions) - 1)
         # Rows that a stage still needs: at first the padding before the sequence.
@@ -528,14 +621,7 @@ class Listener:
         ready = min(self.generator.lead + self.received // AUDIO_PER_VIDEO, *map(self._known, range(LEVELS)))
         levels = torch.stack([self._upsampled(i, ready) for i in range(LEVELS)])
         begin, self.next = self.next, ready
-        frames = []
-        for t, vector in enumerate(self.generator.branches.audio_part(levels), begin - self.generator.lead):
-            if t == 0:
-                frames.append(self.x0 + self.spontaneous(1)[0])
-            elif t > 0:
-                frame, self.state = self.generator.step(self.state, vector)
-                frames.append(frame + self.spontaneous(1)[0])
-        return frames
+        return self._frames(levels, begin - self.generator.lead)
 
     def _encode(self, x: Tensor) -> None:
         """Rows (B, n, 26), standardised, through all stages as far as they go."""

@@ -31,6 +31,8 @@ ROWS = FRAME // HOP_LENGTH  # log-mel rows a frame
 BANDS, LOWEST, HIGHEST = 64, 60.0, 7600.0  # mel bands, Hz
 AHEAD = 4  # frames that each block can look ahead
 LIVE_LOOKAHEAD = 160  # ms: what a conversation bears
+LIVE_AHEAD, FILE_AHEAD = 120, 640  # ms that a generator's features look ahead: live, where a frame itself has 40 ms
+FILE = "speech.safetensors"  # beside a generator's file: the encoder that it hears with
 BEFORE = 2  # frames that the first layer sees before the current one
 FEW = 8  # frames at once up to which products are quicker than a convolution
 BLOCK = 60 * SAMPLE_RATE  # samples of a recording at once, so that memory does not grow with it
@@ -225,7 +227,7 @@ class SpeechEncoder(nn.Module):
         frames = _n_video_frames(waveform, n_video_frames)
         stream = self.start(lookahead)
         parts = [stream.push(waveform[at : at + BLOCK]) for at in range(0, len(waveform), BLOCK)]
-        found = torch.cat([*parts, stream.flush()])
+        found = torch.cat([*parts, stream._rest()])
         return found[torch.arange(PER_VIDEO * frames).clamp(max=len(found) - 1)]
 
     def _stem(self, frames: Tensor) -> Tensor:
@@ -265,12 +267,18 @@ class SpeechStream:
         if self._ended:
             raise InputError("this stream has ended; start another one")
         self._received += len(samples)
-        return self._hear(samples, last=False)
+        found = self._hear(samples, last=False)
+        self._given += len(found)
+        return found
 
     def flush(self) -> Tensor:
-        """The last features, as if silence followed: with them there are two for each video frame that has begun."""
-        frames = PER_VIDEO * -(-self._received // SAMPLES_PER_VIDEO)
-        silence = np.zeros(frames * FRAME - self._received, np.float32)
+        """The last features, as if silence followed: with them there are two for each of `n_video_frames`."""
+        return self._rest()[: max(0, PER_VIDEO * n_video_frames(self._received) - self._given)]
+
+    def _rest(self) -> Tensor:
+        """The last features, two for each video frame that has begun."""
+        begun = PER_VIDEO * -(-self._received // SAMPLES_PER_VIDEO)
+        silence = np.zeros(begun * FRAME - self._received, np.float32)
         self._ended = True
         return self._hear(silence, last=True)
 

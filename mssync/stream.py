@@ -18,6 +18,7 @@ from mssync.audio import SAMPLE_RATE, FeatureStream
 from mssync.errors import InputError
 from mssync.inputs import MAX_CHANNELS, Array, Picture, array_of, checked_rate, samples_of, type_name
 from mssync.motion import KEYPOINTS, VALUES, control, idle
+from mssync.speech import SpeechStream
 from mssync.video import FPS
 
 
@@ -59,9 +60,13 @@ class StreamingAnimator:
             pipeline.sized.ready(self.portrait.state, size)
         self.head_motion, self.expression = head_motion, expression
         self.lookahead = generator.follow
+        if pipeline.ears is not None:
+            self.lookahead = 1 + pipeline.ahead * FPS // 1000
         self.latency = self.lookahead / FPS
         self.made = 0
-        self._features = FeatureStream(pipeline.audio_kind)
+        self._features: FeatureStream | SpeechStream = (
+            FeatureStream(pipeline.audio_kind) if pipeline.ears is None else pipeline.ears.start(pipeline.ahead)
+        )
         first = torch.from_numpy(self.portrait.pose).flatten()[None].to(pipeline.device)
         self._listener = generator.listen(first, seed)
         self._flushed = False

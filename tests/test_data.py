@@ -52,7 +52,7 @@ def test_batches_are_aligned_and_a_function_of_their_number() -> None:
 @pytest.mark.parametrize("augmentation", [None, AugmentationConfig()])
 def test_what_a_live_generator_hears_has_sound_around_it(augmentation: AugmentationConfig | None) -> None:
     clip = sequence("a", 30)
-    clip.heard = clip.audio
+    clip.heard = (clip.audio,)
     batches = SequenceBatches([clip], 20, batch=30, seed=0, augmentation=augmentation, around=(7, 4))
     _, audio, _, _, heard = batches(0)
     assert heard.shape == (30, 4 * 31, 26)

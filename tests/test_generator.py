@@ -33,6 +33,7 @@ EXTRAS = [
     replace(SMALL, warmup_frames=3),
     replace(SMALL, leak=0.1),
     replace(SMALL, audio_free_branch=True, final_linear=True, warmup_frames=3, context=1),
+    replace(SMALL, hears="speech"),
 ]
 
 
@@ -41,14 +42,16 @@ def make(config: GeneratorConfig = SMALL) -> Generator:
     torch.manual_seed(0)
     generator = Generator(config)
     motion = torch.randn(60) * 0.1, torch.rand(60) + 0.1
-    generator.set_statistics(*motion, torch.randn(26), torch.rand(26) + 0.5)
+    numbers = len(generator.audio_encoder.norm.mean)
+    generator.set_statistics(*motion, torch.randn(numbers), torch.rand(numbers) + 0.5)
     generator.branches.out_weight.data *= 10
     return generator
 
 
-def example(frames: int, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+def example(frames: int, batch: int = 2, hears: str = "energies") -> tuple[torch.Tensor, torch.Tensor]:
     random = torch.Generator().manual_seed(1)
-    return torch.randn(batch, 60, generator=random), torch.randn(batch, 4 * frames, 26, generator=random)
+    rows, numbers = (2, 104) if hears == "speech" else (4, 26)
+    return torch.randn(batch, 60, generator=random), torch.randn(batch, rows * frames, numbers, generator=random)
 
 
 # ---- equations
@@ -141,7 +144,7 @@ def test_coarse_audio_levels_are_interpolated_linearly():
 @pytest.mark.parametrize("frames", [1, 2, 25])
 def test_roll_out_is_equation_9_of_its_own_past(config, frames):
     generator = make(config)
-    x0, audio = example(frames)
+    x0, audio = example(frames, hears=config.hears)
     motion = generator(x0, audio)
     assert motion.shape == (2, frames, 60)
     assert torch.equal(motion[:, 0], x0)
@@ -153,7 +156,7 @@ def test_streamed_equals_whole(config, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 16)  # many chunk borders in a short sequence
     # Velocities this large amplify rounding from frame to frame; doubles leave real differences only.
     generator = make(config).double()
-    x0, audio = (x.double() for x in example(150, batch=1))
+    x0, audio = (x.double() for x in example(150, 1, config.hears))
     with torch.no_grad():
         whole = generator(x0, audio)[0]
     streamed = torch.stack(list(generator.stream(x0[0], audio[0])))
@@ -231,6 +234,25 @@ def test_audio_beyond_the_reach_changes_nothing(change):
     assert difference[change] > 1e-4
 
 
+def test_what_hears_speech_hears_nothing_of_later_frames():
+    generator = make(replace(SMALL, hears="speech"))
+    x0, features = example(80, 1, "speech")
+    changed = features.clone()
+    changed[:, 2 * 50 :] += 1
+    with torch.no_grad():
+        difference = (generator(x0, features) - generator(x0, changed)).abs().amax(-1)[0]
+    assert difference[:50].max() == 0
+    assert difference[50] > 1e-4
+    levels = generator.audio_encoder(features)
+    moved = (generator.audio_encoder(changed) - levels).abs().amax((0, 1, 3)) > 0
+    assert moved.nonzero().min() == 50
+    before = features.clone()
+    before[:, : 2 * 20] += 1  # what is more than REACH frames ago
+    same = (generator.audio_encoder(before) - levels).abs().amax((0, 1, 3)) == 0
+    assert same[20 + REACH :].all()
+    assert not same[: 20 + REACH].any()
+
+
 # ---- cost, memory, gradients
 
 
@@ -274,7 +296,7 @@ def test_streaming_builds_no_graph():
 @pytest.mark.parametrize("config", EXTRAS)
 def test_gradients_run_through_the_whole_roll_out(config):
     generator = make(config)
-    x0, audio = example(10)
+    x0, audio = example(10, hears=config.hears)
     x0.requires_grad_()
     generator(x0, audio)[:, -1].sum().backward()
     assert x0.grad.abs().min() > 0

@@ -21,6 +21,7 @@ from mssync.cli import app
 from mssync.config import SpeechTraining
 from mssync.errors import InputError
 from mssync.metrics import speech as probe
+from mssync.metrics.frontal import mean_face
 from mssync.speech import COMPONENTS, FEATURES, FRAME, SpeechEncoder, log_mel
 from mssync.training import lips as reading
 from mssync.training.common import Run
@@ -85,7 +86,7 @@ def test_live_is_the_same_as_of_a_file(encoder, cuts, frames, seconds):
         assert sum(map(len, parts)) == max(0, ready)
     live = torch.cat([*parts, stream.push(sound[at:]), stream.flush()])
     count = min(len(live), len(whole))
-    assert count > 0
+    assert count == len(live) >= 2 * round(25 * seconds)
     torch.testing.assert_close(live[:count], whole[:count], atol=1e-4, rtol=0)
 
 
@@ -291,10 +292,7 @@ def test_labels_are_the_teachers_numbers_where_it_heard_them(tmp_path, monkeypat
     extractor = types.SimpleNamespace(FeatureExtractor=lambda: lambda window, padding: window[None])
     monkeypatch.setitem(sys.modules, "faster_whisper", types.ModuleType("faster_whisper"))
     monkeypatch.setitem(sys.modules, "faster_whisper.feature_extractor", extractor)
-    path = Path(__file__).parents[1] / "scripts" / "label_speech.py"
-    spec = importlib.util.spec_from_file_location("label_speech", path)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = imported("label_speech")
     sounds = {f"r{k}": voice(3 + 2 * k, k) for k in range(25)} | {"long": voice(70, 99)}
     monkeypatch.setattr(script, "load_audio", lambda path: sounds[Path(path).stem])
     lines = "".join(f"{name}.wav,{'val' if name == 'r0' else ''},{name},en\n" for name in sounds)
@@ -327,3 +325,80 @@ class Fake:
             return [loudness[:, None] * loud + np.linspace(0, 3, 1500)[:, None] * place]
 
         return types.SimpleNamespace(encode=encode)
+
+
+def test_lips_are_read_by_those_who_have_not_seen_the_speaker(tmp_path, monkeypatch):
+    """Readers that say who they learned from: clips of ten people, and a recording of a stranger."""
+    script = imported("label_lips")
+    people = [f"p{k}" for k in range(10)]
+    clips = [reading.Heard(f"c_{name}", name, torch.zeros(60, 2 * COMPONENTS), torch.zeros(60, 8)) for name in people]
+    monkeypatch.setattr(script, "heard", lambda hear, see, data, split: iter(clips))
+    taught = []
+
+    class Knows(torch.nn.Module):
+        out = types.SimpleNamespace(out_features=8)
+
+        def __init__(self, number):
+            super().__init__()
+            self.number = number
+
+        def forward(self, x):
+            noise = torch.arange(8.0) + x[..., :8]
+            return noise + 1000.0 * self.number
+
+    def fitted(given, seed):
+        taught.append({clip.identity for clip in given})
+        return Knows(len(taught) - 1)
+
+    monkeypatch.setattr(script, "fit_reader", fitted)
+    rng = np.random.default_rng(0)
+    with (tmp_path / "index.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["name", "split", "speaker"])
+        for name in [*people, "stranger"]:
+            labels = rng.standard_normal((75, COMPONENTS)).astype(np.float16)
+            np.savez(tmp_path / f"{name}.npz", waveform=np.zeros(75 * FRAME, np.int16), labels=labels)
+            writer.writerow([name, "train", name])
+    asked = {}
+    original = script._read
+    monkeypatch.setattr(script, "_read", lambda readers, labels: asked.setdefault(len(asked), readers) and original(
+        readers, labels
+    ))  # fmt: skip
+    script.main(str(tmp_path), "data")
+    assert len(taught) == script.READERS * script.TRAININGS
+    for k, name in enumerate(people):
+        assert len(asked[k]) == script.TRAININGS
+        assert all(name not in taught[reader.number] for reader in asked[k])
+    assert len(asked[10]) == len(taught)
+    with np.load(tmp_path / "stranger.npz") as arrays:
+        assert arrays["lips"].shape == (75, 8)
+        assert arrays["labels"].shape == (75, COMPONENTS)
+    assert not list(tmp_path.glob("unfinished*"))
+
+
+def test_shapes_of_lips():
+    """A mouth that opens, then widens, before a head that turns: the gap, then the width, and nothing else."""
+    face = np.repeat(mean_face()[None], 3, 0).astype(np.float32)
+    face[1, [14, 17, 152], 1] += 0.1
+    face[2, [61, 291], 0] *= 1.2
+    found = imported("label_lips").shape(face)
+    turned = imported("label_lips").shape(face @ rotation(20).T * 0.3 + 0.1)
+    assert found.shape == (3, 8)
+    np.testing.assert_allclose(turned, found, atol=1e-3)
+    assert found[1, 0] - found[0, 0] == pytest.approx(0.1, abs=0.01)
+    assert found[2, 2] > 1.15 * found[0, 2]
+    assert found[2, 0] == pytest.approx(found[0, 0], abs=0.01)
+
+
+def rotation(degrees):
+    """About the vertical axis."""
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    return np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]], np.float32)
+
+
+def imported(name):
+    path = Path(__file__).parents[1] / "scripts" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script

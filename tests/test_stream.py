@@ -19,6 +19,7 @@ from mssync.config import GeneratorConfig, load_config
 from mssync.errors import InputError
 from mssync.generator import Generator, level_futures
 from mssync.motion import fit_head, idle
+from mssync.speech import SpeechEncoder
 from mssync.stream import StreamingAnimator
 from mssync.video import FPS
 
@@ -32,7 +33,9 @@ FAR = level_futures()[-1]
 def make(config: GeneratorConfig = SMALL) -> Generator:
     torch.manual_seed(0)
     generator = Generator(config).eval().requires_grad_(False)
-    generator.set_statistics(torch.randn(60) * 0.1, torch.rand(60) + 0.1, torch.randn(26), torch.rand(26) + 0.5)
+    numbers = len(generator.audio_encoder.norm.mean)
+    statistics = torch.randn(60) * 0.1, torch.rand(60) + 0.1, torch.randn(numbers), torch.rand(numbers) + 0.5
+    generator.set_statistics(*statistics)
     generator.branches.out_weight *= 10
     return generator
 
@@ -160,6 +163,31 @@ def test_streaming_equals_the_offline_run(seconds, seed):
     motion = np.concatenate([*motion, animator.flush_motion()])
     np.testing.assert_allclose(motion, offline.motion, atol=1e-5, rtol=0)
     assert len(animator.flush_motion()) == 0
+
+
+@settings(max_examples=8, deadline=None)
+@given(seconds=st.floats(0.2, 3), seed=st.integers(0, 1000))
+def test_a_generator_that_hears_speech_is_the_same_live_and_of_files(seconds, seed):
+    torch.manual_seed(3)
+    ears = SpeechEncoder(width=32, layers=8, expansion=1).eval().requires_grad_(False)
+    generator = make(replace(SMALL, lookahead=None, hears="speech"))
+    picture = np.random.default_rng(1).integers(1, 255, (301, 400, 3), np.uint8)
+    live, files = (Pipeline(FakeReenactor(), generator, ears=ears, live=x, face_mesh=FakeMesh()) for x in (True, False))
+    assert (live.live, files.live, live.ahead, files.ahead) == (True, False, 120, 640)
+    waveform = speech(seconds)
+    offline = live.animate(picture, waveform, sample_rate=16000).motion
+    animator = StreamingAnimator(live, picture, sample_rate=16000)
+    assert animator.lookahead == 4
+    made, ready = [], 0
+    for piece in pieces(len(waveform), seed):
+        made.append(animator.push_motion(waveform[piece]))
+        ready = max(ready, (piece.stop - 120 * 16) // 640)
+        assert animator.made >= ready
+    motion = np.concatenate([*made, animator.flush_motion()])
+    np.testing.assert_allclose(motion, offline, atol=1e-4, rtol=0)
+    assert files.animate(picture, waveform, sample_rate=16000).motion.shape == offline.shape
+    with pytest.raises(InputError, match="live=True"):
+        StreamingAnimator(files, picture, sample_rate=16000)
 
 
 def test_frames_come_after_the_lookahead(talker, picture):

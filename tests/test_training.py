@@ -23,11 +23,11 @@ from mssync.errors import InputError
 from mssync.generator import Generator
 from mssync.metrics.frontal import mean_face
 from mssync.reenact.detector import KeypointDetector
-from mssync.reenact.mesh import LOWER_LIP, UPPER_LIP, canonical_face, mesh_motion
+from mssync.reenact.mesh import ANCHORS, LOWER_LIP, UPPER_LIP, canonical_face, mesh_motion
 from mssync.reenact.surface import Surface
 from mssync.syncer import info_nce
 from mssync.training import generator, syncer
-from mssync.training.face import UNIT, FaceLosses, pose_spectra
+from mssync.training.face import POSE_BAND, UNIT, FaceLosses, spectra
 from mssync.weights import load_model, read_metadata
 
 CLIPS = 3
@@ -101,10 +101,26 @@ def test_pose_loss_wants_as_much_motion_whenever_it_comes() -> None:
     assert float(generator.reconstruction_loss(real, late)) > float(generator.reconstruction_loss(real, still))
     poses = face.pose(real)[0]
     assert poses.std(0).argmax() == 4  # yaw
-    spectra = pose_spectra(face.pose(real), 50)
-    assert spectra.shape == (1, 1, 1 + 10, 6)
-    assert spectra[0, 0, 1:, 4].argmax() == 2  # 1.5 Hz, of 0.5, 1, 1.5 …
-    assert float(spectra[0, 0, 0, 4]) == pytest.approx(float(poses[:50, 4].std(correction=0)), rel=1e-3)
+    found = spectra(face.pose(real), 50, POSE_BAND)
+    assert found.shape == (1, 1, 1 + 10, 6)
+    assert found[0, 0, 1:, 4].argmax() == 2  # 1.5 Hz, of 0.5, 1, 1.5 …
+    assert float(found[0, 0, 0, 4]) == pytest.approx(float(poses[:50, 4].std(correction=0)), rel=1e-3)
+
+
+def test_mouth_loss_wants_lips_that_move_as_much_whenever_they_do() -> None:
+    face, motion = FaceLosses(), nodding(66, size=0)
+    times = torch.arange(66) / 25
+
+    def speaking(size: float, phase: float = 0.0) -> torch.Tensor:
+        moved = motion.clone()
+        lip = list(ANCHORS).index("lower lip")
+        moved[..., 6 * lip + 1] += size * 0.05 * (1 + torch.sin(2 * torch.pi * 4 * times + phase))
+        return moved
+
+    real = speaking(1)
+    assert float(face.mouth_loss(real, real)) == 0
+    assert float(face.mouth_loss(real, speaking(1, 1.5))) < float(face.mouth_loss(real, speaking(0.6)))
+    assert float(face.mouth_loss(real, speaking(0.6))) < float(face.mouth_loss(real, speaking(0)))
 
 
 def test_turning_does_not_skew_a_face_but_stretching_does() -> None:
@@ -136,7 +152,7 @@ def test_synchrony_beyond_the_ceiling_is_not_rewarded() -> None:
 
 def test_only_some_pieces_fall_silent() -> None:
     model = Generator(GeneratorConfig(layers=1, heads=2, width=16, audio_width=8, branch_hidden=8))
-    heard = torch.randn(6, 4 * 40, 26)
+    heard = torch.randn(6, 4 * 40, 26).clamp_min(-4)  # no quieter than the network tells
     hushed, _ = generator.hushed(model, heard, None, 2)
     start = 4 * generator.SPEAKING
     assert torch.equal(hushed[:4], heard[:4])

@@ -153,13 +153,12 @@ def eval_sync(
 
     judges = SyncerPyramid.load(syncers)
     generators = _generators(model or ["compact"])
-    clips = read_sequences(
-        data, split, round(min_seconds * FPS), live=any(g.config.lookahead is not None for g in generators.values())
-    )
+    clips = read_sequences(data, split, round(min_seconds * FPS))
     judges.check_space(clips[0].space)
     scores = [*synchrony.conditions(judges, clips), *synchrony.baselines(judges, clips)]
-    for label, generator in generators.items():
-        scores += synchrony.generated(judges, generator, clips, label)
+    for label, (generator, hear) in generators.items():
+        heard = read_sequences(data, split, round(min_seconds * FPS), hear=hear) if hear else clips
+        scores += synchrony.generated(judges, generator, heard, label)
     lines = synchrony.lines(scores)
     if output is not None:
         write_csv(output, [asdict(s) for s in scores])
@@ -168,9 +167,11 @@ def eval_sync(
     _print_lines(lines, f"{split}: {len(clips)} clips, 95 % intervals over clips")
 
 
-def _generators(models: list[str]) -> dict[str, Any]:
-    """Generators by label, of `LABEL=PATH`, the name of a shipped model, or a path."""
+def _generators(models: list[str]) -> dict[str, tuple[Any, Any]]:
+    """Generators by label, of `LABEL=PATH`, the name of a shipped model, or a path; and what they hear (`Hear`)."""
     from mssync.animate import model_files
+    from mssync.data.sequences import listening
+    from mssync.speech import FILE, FILE_AHEAD
     from mssync.weights import load_model
 
     found = {}
@@ -179,7 +180,8 @@ def _generators(models: list[str]) -> dict[str, Any]:
         file = Path(path) if Path(path).is_file() else model_files(path)[1]
         if file is None:
             raise InputError(f"{path} has no generator; give a folder with generator.safetensors, or the file")
-        found[label or path] = load_model(file, kinds=("generator",))[0]
+        generator: Any = load_model(file, kinds=("generator",))[0]
+        found[label or path] = generator, listening(generator.config, file.parent / FILE, (FILE_AHEAD,))
     return found
 
 
@@ -227,10 +229,11 @@ def eval_motion(
     from mssync.video import FPS
 
     generators = _generators(model or ["compact"])
-    clips = read_sequences(
-        data, split, round(min_seconds * FPS), live=any(g.config.lookahead is not None for g in generators.values())
-    )
-    made = {label: [roll_out(generator, clip) for clip in clips] for label, generator in generators.items()}
+    clips = read_sequences(data, split, round(min_seconds * FPS))
+    made = {}
+    for label, (generator, hear) in generators.items():
+        heard = read_sequences(data, split, round(min_seconds * FPS), hear=hear) if hear else clips
+        made[label] = [roll_out(generator, clip) for clip in heard]
     systems = motions.compare(clips, made)
     if json_file is not None:
         write_json(json_file, {"split": split, "clips": len(clips), "systems": [asdict(system) for system in systems]})

@@ -16,20 +16,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mssync.audio import AUDIO_PER_VIDEO, features, live_features
-from mssync.config import AugmentationConfig
+from mssync.config import AugmentationConfig, GeneratorConfig
 from mssync.data import shards
 from mssync.data.clips import SPLITS, Clip, read_clips
 from mssync.data.offsets import OFFSETS
 from mssync.data.offsets import estimate as estimate_offsets
 from mssync.data.own import read_recordings
-from mssync.errors import InputError, written_whole
+from mssync.errors import InputError, PathLike, written_whole
 from mssync.faces import mirrored_landmarks
 from mssync.motion import smooth, space_name
 from mssync.reenact import Reenactor
+from mssync.speech import FILE_AHEAD, LIVE_AHEAD, SpeechEncoder
 
+Hear = Callable[[NDArray[np.float32], str, int], list[Tensor]]
+"""What generators get of a sound (n,) at 16 kHz, a kind of energies and a number of video frames: versions of it, each
+with as many rows a video frame."""
 MOTION = "motion"  # the folder of what `extract` makes, in the prepared folder
 BATCH = 32  # frames
 
@@ -40,7 +45,7 @@ class Sequence:
 
     space, features: the name of the motion's space and the kind of audio features; "" for motion of your own, of which
     nobody knows what is left and right: it has no `mirrored`.
-    heard: for generators that speak live, the features (4T, 26) that they get (`audio.live_features`); else None.
+    heard: what generators get in place of audio, versions (rows T, n) of it: see `listening`.
     """
 
     name: str
@@ -52,7 +57,7 @@ class Sequence:
     motion: Tensor
     mirrored: Tensor | None
     audio: Tensor
-    heard: Tensor | None = None
+    heard: tuple[Tensor, ...] = ()
 
     def __len__(self) -> int:
         return len(self.motion)
@@ -148,17 +153,36 @@ def _clips(folder: str | Path, split: str) -> list[Clip]:
         return []  # a plain folder has no val and no test split
 
 
-def read_sequences(data: str | Path, split: str, min_frames: int, taps: int = 3, live: bool = False) -> list[Sequence]:
+def listening(
+    config: GeneratorConfig, ears: PathLike, ahead: tuple[int, ...] = (LIVE_AHEAD, FILE_AHEAD)
+) -> Hear | None:
+    """What a generator hears in place of the energies that are stored; None: nothing else.
+
+    ears: the speech encoder of one that hears speech; ahead: ms that its features look ahead, a version each.
+    """
+    if config.hears == "energies":
+        return None if config.lookahead is None else _live
+    encoder = SpeechEncoder.load(ears)
+    return lambda waveform, kind, frames: [encoder.features(waveform, ms, frames) for ms in ahead]
+
+
+def _live(waveform: NDArray[np.float32], kind: str, frames: int) -> list[Tensor]:
+    return [live_features(waveform, kind, frames)]
+
+
+def read_sequences(
+    data: str | Path, split: str, min_frames: int, taps: int = 3, hear: Hear | None = None
+) -> list[Sequence]:
     """Sequences of one split that are at least `min_frames` long.
 
     data: a prepared folder, whose keypoints are smoothed over `taps` frames (*ref*), and whose sound is moved back
     where the folder has an offsets.json (by clip, by how many video frames its sound is late); or an .npz file of your
-    own motion (`mssync.data.own`), taken as it is. live: with `Sequence.heard`, computed from the clips' sound.
+    own motion (`mssync.data.own`), taken as it is. hear: makes `Sequence.heard` of the clips' sound.
 
     Raises InputError when motion has not been extracted yet, or nothing is long enough.
     """
     own = Path(data).is_file()
-    found = _own(data, split, min_frames) if own else _prepared(data, split, min_frames, taps, live)
+    found = _own(data, split, min_frames) if own else _prepared(data, split, min_frames, taps, hear)
     if not found:
         raise InputError(f"{data}: no clip of the split {split!r} has {min_frames} frames or more")
     return found
@@ -171,7 +195,7 @@ def _own(path: str | Path, split: str, min_frames: int) -> list[Sequence]:
     ]
 
 
-def _prepared(folder: str | Path, split: str, min_frames: int, taps: int, live: bool) -> list[Sequence]:
+def _prepared(folder: str | Path, split: str, min_frames: int, taps: int, hear: Hear | None) -> list[Sequence]:
     found = []
     table = Path(folder) / OFFSETS
     offsets = json.loads(table.read_text(encoding="utf-8")) if table.exists() else {}
@@ -179,15 +203,16 @@ def _prepared(folder: str | Path, split: str, min_frames: int, taps: int, live: 
         data = read_motion(clip)
         motion, mirrored = (smooth(data[key], taps).reshape(-1, 60) for key in ("motion", "mirrored"))
         space, kind = _space_and_features(data)
-        sounds = [data["audio"]]
-        if live:
-            sounds.append(live_features(clip.waveform, kind, len(clip)).numpy())
+        heard = [] if hear is None else hear(clip.waveform, kind, len(clip))
+        sounds = [data["audio"], *(sound.numpy() for sound in heard)]
         late = int(offsets.get(clip.entry.name, 0))
         motion, mirrored, *sounds = _aligned(motion, mirrored, *sounds, late=late)
         if len(motion) >= min_frames:
             tensors = (torch.from_numpy(np.ascontiguousarray(x, np.float32)) for x in (motion, mirrored, *sounds))
             entry = clip.entry
-            found.append(Sequence(entry.name, entry.identity, entry.corpus, entry.stabilised, space, kind, *tensors))
+            motion, mirrored, audio, *heard = tensors
+            about = (entry.name, entry.identity, entry.corpus, entry.stabilised, space, kind)
+            found.append(Sequence(*about, motion, mirrored, audio, tuple(heard)))
     return found
 
 
@@ -199,20 +224,23 @@ def validation_batches(
     count: int,
     taps: int,
     around: tuple[int, int] | None = None,
+    hear: Hear | None = None,
 ) -> list[tuple[Tensor, ...]]:
     """Fixed batches of the `val` split; of `train` where there is no other. around: as in `SequenceBatches`."""
-    live = around is not None
     held_out = read_recordings(data, "val", frames) if Path(data).is_file() else _clips(data, "val")
-    sequences = read_sequences(data, "val", frames, taps, live) if held_out else train
+    sequences = read_sequences(data, "val", frames, taps, hear) if held_out else train
     batches = SequenceBatches(sequences, frames, batch, seed=12345, around=around)
     return [batches(n) for n in range(count)]
 
 
 def _aligned(motion: np.ndarray, mirrored: np.ndarray, *sounds: np.ndarray, late: int) -> tuple[np.ndarray, ...]:
+    rows = [len(sound) // len(motion) for sound in sounds]
     if late > 0:
-        return motion[:-late], mirrored[:-late], *(sound[AUDIO_PER_VIDEO * late :] for sound in sounds)
+        moved = (sound[n * late :] for n, sound in zip(rows, sounds, strict=True))
+        return motion[:-late], mirrored[:-late], *moved
     if late < 0:
-        return motion[-late:], mirrored[-late:], *(sound[: AUDIO_PER_VIDEO * late] for sound in sounds)
+        moved = (sound[: n * late] for n, sound in zip(rows, sounds, strict=True))
+        return motion[-late:], mirrored[-late:], *moved
     return motion, mirrored, *sounds
 
 
@@ -220,8 +248,9 @@ class SequenceBatches:
     """Random batches of equally long pieces; batch n is a function of (seed, n) alone (exact resume).
 
     augmentation: None for the pieces as they are.
-    around: for generators that speak live, frames of sound before and after a piece that they hear: a batch then ends
-        with heard (B, 4 (before + frames + after), 26), the average sound where a clip has none.
+    around: frames before and after a piece that are heard, too, where sequences have something that generators get in
+        place of audio: a batch then ends with heard (B, rows (before + frames + after), n), a version of it drawn by
+        chance, the average where a clip has none.
     disturb: what is done to the sound (4 frames, 26) of a piece at last, with the random numbers of its batch.
     strangers: every piece moves around the mean of another clip, so that a face cannot be known by its place and shape.
     """
@@ -240,7 +269,7 @@ class SequenceBatches:
         self.around, self.disturb = around, disturb
         self.means = [s.motion.mean(0) for s in sequences] if strangers else None
         if around is not None:
-            self.average = torch.cat([s.heard for s in sequences if s.heard is not None]).mean(0)
+            self.average = torch.cat([sound for s in sequences for sound in s.heard]).mean(0)
         self.frames, self.batch, self.seed, self.augmentation = frames, batch, seed, augmentation
         self.identities: dict[str, list[Sequence]] = {}
         for sequence in sequences:
@@ -272,24 +301,28 @@ class SequenceBatches:
         if self.means is not None:
             motion = motion - whole.mean(0) + self.means[rng.integers(len(self.means))]
         audio = sequence.audio[AUDIO_PER_VIDEO * start : AUDIO_PER_VIDEO * (start + self.frames)]
-        heard = self._around(sequence, start)
+        heard = self._around(sequence, start, rng)
         if settings is not None:
             motion = augmented(motion, settings, rng, keypoints=sequence.mirrored is not None)
             shift = jitter(float(sequence.audio.max() - sequence.audio.min()), settings, rng)
-            audio, heard = audio + shift, [sound + shift for sound in heard]
+            audio = audio + shift
+            if heard and heard[0].shape[1] == audio.shape[1]:  # energies, too; features of speech know no level
+                heard = [heard[0] + shift]
         if self.disturb is not None:
             audio = torch.from_numpy(self.disturb(audio.numpy(), rng))
         return [motion[:-1], audio, motion[-1], torch.tensor(self.numbers[sequence.name]), *heard]
 
-    def _around(self, sequence: Sequence, start: int) -> list[Tensor]:
+    def _around(self, sequence: Sequence, start: int, rng: np.random.Generator) -> list[Tensor]:
         """What is heard of a piece of a clip, in a list; an empty one without `around`."""
-        if self.around is None or sequence.heard is None:
+        if self.around is None or not sequence.heard:
             return []
-        before, after = (AUDIO_PER_VIDEO * frames for frames in self.around)
-        begin, end = AUDIO_PER_VIDEO * start - before, AUDIO_PER_VIDEO * (start + self.frames) + after
-        there = sequence.heard[max(0, begin) : end]
-        left, right = max(0, -begin), end - len(sequence.heard)
-        return [torch.cat([self.average.expand(left, -1), there, self.average.expand(max(0, right), -1)])]
+        versions = sequence.heard
+        sound = versions[0] if len(versions) == 1 else versions[rng.integers(len(versions))]
+        rows = len(sound) // len(sequence)
+        begin, end = rows * (start - self.around[0]), rows * (start + self.frames + self.around[1])
+        left, right = max(0, -begin), max(0, end - len(sound))
+        parts = [self.average.expand(left, -1), sound[max(0, begin) : end], self.average.expand(right, -1)]
+        return [torch.cat(parts)]
 
 
 def augmented(motion: Tensor, settings: AugmentationConfig, rng: np.random.Generator, keypoints: bool = True) -> Tensor:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mssync.faces import INNER_LIPS, LEFT_EYE_LIDS, LEFT_EYE_WIDTH, RIGHT_EYE_LIDS, RIGHT_EYE_WIDTH
+from mssync.faces import INNER_LIPS, LEFT_EYE_LIDS, LEFT_EYE_WIDTH, MOUTH_CORNERS, RIGHT_EYE_LIDS, RIGHT_EYE_WIDTH
 from mssync.metrics.frontal import mean_face, view_reading
 from mssync.reenact import N_VALUES
 from mssync.reenact.mesh import LEFT_LIDS, LOWER_LIP, MESH_KEYPOINTS, RIGHT_LIDS, UPPER_LIP, face_reading
@@ -32,6 +32,7 @@ class Face(nn.Module):
         reading = torch.from_numpy(face_reading().astype(np.float32)).unflatten(1, (-1, 2))  # (55, 478, 2)
         mouth = sorted({*UPPER_LIP, *LOWER_LIP})
         self.inner = [mouth.index(n) for n in INNER_LIPS]
+        self.corners = [mouth.index(n) for n in MOUTH_CORNERS]
         self.register_buffer("to_lips", (reading[:, mouth] - reading[:, mouth].mean(1, keepdim=True)).flatten(1))
         eyes = [*LEFT_EYE_LIDS, *LEFT_EYE_WIDTH, *RIGHT_EYE_LIDS, *RIGHT_EYE_WIDTH]
         self.register_buffer("to_eyes", reading[:, eyes].flatten(1))
@@ -60,6 +61,11 @@ class Face(nn.Module):
         """How far the mouth is open, (...)."""
         upper, lower = self.lips(motion)[..., self.inner, :].unbind(-2)
         return (lower - upper).norm(dim=-1)
+
+    def width(self, motion: Tensor) -> Tensor:
+        """How wide the mouth is, (...)."""
+        left, right = self.lips(motion)[..., self.corners, :].unbind(-2)
+        return (right - left).norm(dim=-1)
 
     def eyes(self, motion: Tensor) -> Tensor:
         """How far the eyes are open, (...), as `faces.eye_opening`."""

@@ -154,7 +154,7 @@ def generated(syncers: SyncerPyramid, generator: Any, clips: Sequence[Clip], sys
 @torch.no_grad()
 def roll_out(generator: Any, clip: Clip) -> Tensor:
     """Generated motion (T, D) of a clip's first frame and speech; the head turns in each clip in its own way."""
-    heard = clip.audio if clip.heard is None else clip.heard
+    heard = clip.heard[0] if clip.heard else clip.audio
     return torch.stack(list(generator.stream(clip.motion[0], heard, own_seed(clip.name))))[: len(clip)]
 
 

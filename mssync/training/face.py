@@ -14,6 +14,7 @@ from mssync.video import FPS
 
 UNIT = 0.02  # in [-1, 1] coordinates: about what the points of speaking lips deviate from their mean
 POSE_WINDOWS = (16, 32, 64)  # frames of the spectra of head motion, where roll-outs are as long
+MOUTH_WINDOWS, MOUTH_BAND = (12, 25, 50), 8.0  # the same of lips: half a second to two; syllables are at 3 to 8 Hz
 POSE_BAND = 5.0  # Hz; above, it is mostly the mesh that trembles
 TINY = 1e-10  # a root has a slope at nothing
 SKEW = 0.1  # weight of a skewed view in `Face.shape_loss`
@@ -35,7 +36,7 @@ class FaceLosses(Face):
         return apart + SKEW * self.skew_loss(motion, generated)
 
     def pose_loss(self, motion: Tensor, generated: Tensor) -> Tensor:
-        """How the head moves, whenever: distance of the magnitudes of `pose_spectra`, relative to the real ones.
+        """How the head moves, whenever: distance of the magnitudes of `spectra`, relative to the real ones.
 
         Speech hardly tells where a head is, so squared distances of positions (eq. 14) are least for a head at rest.
         Magnitudes have no phase: they are least for a head that moves as much as real ones at every frequency, and
@@ -43,14 +44,13 @@ class FaceLosses(Face):
         mean squares: people differ in how much they move, and the mean person moves less than most.
         Sequences (B, T, 60) -> scalar, about 1 for a still head.
         """
-        losses = []
-        for length in (n for n in POSE_WINDOWS if n <= motion.shape[1]):
-            real, made = (pose_spectra(self.pose(x), length) for x in (motion, generated))
-            power, made_power = (x.square().mean((0, 1)) for x in (real, made))
-            own = (real - made).square().mean((0, 1))
-            together = (power.sqrt() - made_power.sqrt()).square()
-            losses.append(((own + together) / (2 * power)).mean())
-        return torch.stack(losses).mean()
+        return _moving_apart(self.pose(motion), self.pose(generated), POSE_WINDOWS, POSE_BAND)
+
+    def mouth_loss(self, motion: Tensor, generated: Tensor) -> Tensor:
+        """How much and how fast the mouth opens and widens, whenever: as `pose_loss`, as squared distances are least
+        for lips that move less than real ones by as much as speech leaves untold."""
+        real, made = (torch.stack([self.opening(x), self.width(x)], -1) for x in (motion, generated))
+        return _moving_apart(real, made, MOUTH_WINDOWS, MOUTH_BAND)
 
     def skew_loss(self, motion: Tensor, generated: Tensor) -> Tensor:
         """What turning a head cannot do to its picture: rows of A of other lengths, or not at right angles.
@@ -72,17 +72,29 @@ def _skew(view: Tensor) -> Tensor:
     return torch.stack([sizes[0] - sizes[1], 2 * (across * down).sum(-1) / (sizes[0] + sizes[1])], dim=-1)
 
 
-def pose_spectra(poses: Tensor, length: int) -> Tensor:
-    """Magnitudes of the spectra of poses (B, T, n) up to POSE_BAND -> (B, windows, 1 + frequencies, n).
+def _moving_apart(real: Tensor, made: Tensor, windows: tuple[int, ...], band: float) -> Tensor:
+    """Distance of the magnitudes of `spectra` of sequences (B, T, n), relative to the real ones: see `pose_loss`."""
+    losses = []
+    for length in (n for n in windows if n <= real.shape[1]):
+        a, b = (spectra(x, length, band) for x in (real, made))
+        power, made_power = (x.square().mean((0, 1)) for x in (a, b))
+        own = (a - b).square().mean((0, 1))
+        together = (power.sqrt() - made_power.sqrt()).square()
+        losses.append(((own + together) / (2 * power)).mean())
+    return torch.stack(losses).mean()
+
+
+def spectra(values: Tensor, length: int, band: float) -> Tensor:
+    """Magnitudes of the spectra of values (B, T, n) up to `band` Hz -> (B, windows, 1 + frequencies, n).
 
     Windows of `length` frames, half of it apart, under a Hann window, without their means. In place of 0 Hz stands the
     deviation over the window, which slower motion has, too.
     """
-    pieces = poses.unfold(1, length, length // 2)  # (B, windows, n, length)
+    pieces = values.unfold(1, length, length // 2)  # (B, windows, n, length)
     pieces = pieces - pieces.mean(-1, keepdim=True)
-    spectra = torch.fft.rfft(pieces * torch.hann_window(length, device=poses.device))
-    spectra = spectra[..., 1 : 1 + int(POSE_BAND * length / FPS)]
-    power = torch.cat([pieces.square().mean(-1, keepdim=True), spectra.real.square() + spectra.imag.square()], dim=-1)
+    found = torch.fft.rfft(pieces * torch.hann_window(length, device=values.device))
+    found = found[..., 1 : 1 + int(band * length / FPS)]
+    power = torch.cat([pieces.square().mean(-1, keepdim=True), found.real.square() + found.imag.square()], dim=-1)
     return (power + TINY).sqrt().transpose(2, 3)
 
 

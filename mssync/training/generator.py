@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mssync.audio import AUDIO_PER_VIDEO
+from mssync.audio import SAMPLE_RATE
 from mssync.config import Config, GeneratorTraining
-from mssync.data.sequences import Sequence, SequenceBatches, read_sequences, validation_batches
+from mssync.data.sequences import Sequence, SequenceBatches, listening, read_sequences, validation_batches
 from mssync.discriminator import (
     FrameDiscriminator,
     SequenceDiscriminator,
@@ -21,14 +23,17 @@ from mssync.discriminator import (
 )
 from mssync.errors import InputError
 from mssync.generator import Generator
+from mssync.speech import FILE, FILE_AHEAD, SpeechEncoder
 from mssync.syncer import MultiScaleSyncLoss, SyncerPyramid
 from mssync.training.common import Average, Run, launched
 from mssync.training.face import FaceLosses
 from mssync.training.spontaneous import spontaneous_motion
-from mssync.weights import load_model, save_model
+from mssync.weights import find, load_model, save_model
 
 VALIDATE_EVERY = 250  # steps
 VALIDATION_BATCHES = 4
+EARS = ("audio_encoder.", "branches.audio_weight")  # what a generator that hears something else cannot take over
+SILENCE = 8  # seconds after which a speech encoder says the same for ever
 SPEAKING = 16  # frames after which pieces fall silent, where some do
 CLOSING = 6  # frames that a mouth then has to close
 
@@ -68,18 +73,18 @@ def train(
     fabric = launched()
     run = Run(run_dir, "generator", max_minutes or settings.max_minutes, fabric)
     torch.manual_seed(0)
-    live = config.generator.lookahead is not None
-    sequences = read_sequences(data, "train", settings.frames, config.augmentation.smooth, live)
+    hear = listening(config.generator, settings.ears)
+    sequences = read_sequences(data, "train", settings.frames, config.augmentation.smooth, hear)
     pyramid = SyncerPyramid.load(syncers, settings.sync_levels)
     pyramid.check_space(sequences[0].space)
     parts = _build(config, sequences, MultiScaleSyncLoss(pyramid, settings.sync_reduction))
     generator: Generator = parts.generator
-    around = (generator.lead, generator.follow) if live else None
+    around = None if hear is None else (generator.lead, generator.follow)
     start = int(run.restore(_stored(parts)).get("step", 0))
     parts = _distribute(fabric, parts)
     batches = SequenceBatches(_moving(sequences), settings.frames, settings.batch, 0, config.augmentation, around)
     checks = validation_batches(
-        data, sequences, settings.frames, settings.batch, VALIDATION_BATCHES, config.augmentation.smooth, around
+        data, sequences, settings.frames, settings.batch, VALIDATION_BATCHES, config.augmentation.smooth, around, hear
     )
     total, done = settings.iterations + settings.decay_iterations, start
     for step in run.steps(start, total):
@@ -94,6 +99,8 @@ def train(
             run.log(step, _validate(parts, checks), every=0)
             _save(run, parts, config, done, sequences[0])
     _save(run, parts, config, done, sequences[0], _validate(parts, checks))
+    if config.generator.hears == "speech" and run.fabric.is_global_zero:
+        shutil.copyfile(find(settings.ears), run.folder / FILE)
     return run.folder / "generator.safetensors"
 
 
@@ -108,8 +115,10 @@ def _build(config: Config, sequences: list[Sequence], synchrony: MultiScaleSyncL
     if settings.start is not None:
         _begin_from(generator, settings.start)
     motion = torch.cat([s.motion for s in sequences])
-    audio = torch.cat([s.audio if s.heard is None else s.heard for s in sequences])
+    audio = torch.cat([sound for s in sequences for sound in s.heard or (s.audio,)])
     generator.set_statistics(motion.mean(0), motion.std(0), audio.mean(0), audio.std(0))
+    if config.generator.hears == "speech":
+        generator.audio_encoder.silence.copy_(_silence(settings.ears))
     if config.generator.spontaneous:
         generator.spontaneous_motion.copy_(spontaneous_motion([s.motion for s in _moving(sequences)]))
     for discriminator in (frame, sequence):
@@ -127,6 +136,12 @@ def _build(config: Config, sequences: list[Sequence], synchrony: MultiScaleSyncL
     )
 
 
+def _silence(ears: str) -> Tensor:
+    """What a speech encoder says (104,) of silence that has lasted."""
+    nothing = np.zeros(SILENCE * SAMPLE_RATE, np.float32)
+    return SpeechEncoder.load(ears).features(nothing, FILE_AHEAD)[-1]
+
+
 def _moving(sequences: list[Sequence]) -> list[Sequence]:
     """A stabilised clip has no head motion to learn from; where there are no others, faces are all that moves."""
     return [s for s in sequences if not s.stabilised] or sequences
@@ -134,9 +149,13 @@ def _moving(sequences: list[Sequence]) -> list[Sequence]:
 
 def _begin_from(generator: Generator, start: str) -> None:
     """Take over the weights of another generator. Raises InputError when it has other sizes."""
-    weights = load_model(start, kinds=("generator",))[0].state_dict()
+    other = load_model(start, kinds=("generator",))[0]
+    weights, own = other.state_dict(), generator.state_dict()
     for name, buffer in generator.named_buffers():  # of the data, not of the other generator
         weights[name] = buffer
+    if other.config.hears != generator.config.hears:  # type: ignore[union-attr]
+        weights = {name: value for name, value in weights.items() if not name.startswith(EARS)}
+        weights |= {name: value for name, value in own.items() if name.startswith(EARS)}
     try:
         generator.load_state_dict(weights)
     except RuntimeError:
@@ -147,7 +166,8 @@ def hearing(generator: Any, batch: list[Tensor]) -> tuple[Tensor, tuple[Tensor, 
     """What a generator hears of a batch of `SequenceBatches`: audio (B, 4T, 26), and around it where it is live."""
     if len(batch) < 5:
         return batch[1], None
-    sizes = [AUDIO_PER_VIDEO * generator.lead, batch[1].shape[1], AUDIO_PER_VIDEO * generator.follow]
+    frames = batch[0].shape[1]
+    sizes = [generator.rows * count for count in (generator.lead, frames, generator.follow)]
     before, audio, after = batch[4].split(sizes, dim=1)
     return audio, (before, after)
 
@@ -161,12 +181,15 @@ def hushed(
     """
     if not quiet:
         return heard, around
-    norm = generator.audio_encoder.norm
-    nothing = norm.mean - norm.limit * norm.std
-    share = torch.linspace(0, 1, quiet, device=heard.device)[:, None, None]
-    silence = torch.lerp(torch.maximum(heard[-quiet:].amin(1, keepdim=True), nothing), nothing, share)
+    if generator.config.hears == "speech":
+        silence = generator.audio_encoder.silence
+    else:
+        norm = generator.audio_encoder.norm
+        nothing = norm.mean - norm.limit * norm.std
+        share = torch.linspace(0, 1, quiet, device=heard.device)[:, None, None]
+        silence = torch.lerp(torch.maximum(heard[-quiet:].amin(1, keepdim=True), nothing), nothing, share)
     heard = heard.clone()
-    heard[-quiet:, AUDIO_PER_VIDEO * SPEAKING :] = silence
+    heard[-quiet:, generator.rows * SPEAKING :] = silence
     if around is not None:
         after = around[1].clone()
         after[-quiet:] = silence
@@ -242,8 +265,10 @@ def _face_loss(
         "lips": face.lips_loss(motion, generated),
         "shape": face.shape_loss(motion, generated),
         "pose": face.pose_loss(motion, generated),
+        "mouth": face.mouth_loss(motion, generated),
     }
     weights = {"lips": settings.lambda_lips, "shape": settings.lambda_shape, "pose": settings.lambda_pose}
+    weights["mouth"] = settings.lambda_mouth
     if len(silent):
         terms["closing"], weights["closing"] = face.closing_loss(silent[:, SPEAKING + CLOSING :]), settings.lambda_lips
     return torch.stack([weights[name] * term for name, term in terms.items()]).sum(), terms
@@ -290,6 +315,7 @@ def _validate(parts: _Parts, checks: list[tuple[Tensor, ...]]) -> dict[str, floa
             row["val_pose"] = float(parts.face.pose_loss(motion, generated))
             row["val_spread"] = float(_spread(parts.face.pose(generated)) / _spread(parts.face.pose(motion)))
             row["val_mouth"] = _correlation(parts.face.opening(motion), parts.face.opening(generated))
+            row["val_gape"] = float((parts.face.opening(generated).std(1) / parts.face.opening(motion).std(1)).mean())
         row["val_speed"] = float(generated.diff(dim=1).abs().mean() / motion.diff(dim=1).abs().mean())
         rows.append(row)
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
