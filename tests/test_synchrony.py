@@ -115,6 +115,9 @@ def test_motion_is_compared_with_the_real_one() -> None:
     assert list(systems) == ["real", "still", "motion of another clip", "half"]
     real, still, half = (systems[name].figures for name in ("real", "still", "half"))
     assert (real["mouth_r"].value, real["lips"].value, real["jitter"].value) == pytest.approx((1, 0, 1))
+    assert (real["width_r"].value, real["lag"].value, real["timely"].value, real["met"].value) == pytest.approx(
+        (1, 0, 1, 1)
+    )
     assert still["mouth_r"].clips == 0  # it has none
     assert (still["opening"].value, still["jitter"].value) == pytest.approx((0, 0), abs=1e-6)
     assert still["lips"].value == pytest.approx(2 * half["lips"].value, rel=1e-4)
@@ -122,6 +125,29 @@ def test_motion_is_compared_with_the_real_one() -> None:
     assert 0 < half["speed"].value < real["speed"].value
     assert systems["real"].pose_distance == pytest.approx(0, abs=1e-6)
     assert systems["half"].pose_distance < systems["still"].pose_distance
+
+
+@pytest.mark.parametrize("late", [-8, -1, 0, 3])
+def test_lips_are_late_by_frames(late: int) -> None:
+    opening = np.random.default_rng(0).random(120).cumsum() % 3
+    assert motions.lag(opening, np.roll(opening, late)) == late
+    assert np.isnan(motions.lag(opening, np.zeros(120)))
+
+
+def test_contacts_of_lips_that_are_met() -> None:
+    real = np.ones(200)
+    for start, stop in ((20, 22), (50, 51), (80, 84), (120, 150)):  # the last of them is a pause
+        real[start:stop] = 0
+    assert motions.closures(real, real) == (1, 0)
+    late = np.roll(real, 1)
+    assert motions.closures(real, late) == (1, 0)  # by 40 ms
+    missed = real.copy()
+    missed[50] = 0.5
+    missed[[170, 180, 190]] = 0
+    met, false = motions.closures(real, missed)
+    assert met == pytest.approx(2 / 3)
+    assert false == pytest.approx(3 / 5)
+    assert np.isnan(motions.closures(real, np.ones(200))[1])
 
 
 def test_blinks_are_counted_a_minute() -> None:

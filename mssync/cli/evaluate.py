@@ -116,6 +116,11 @@ ModelsOption = Annotated[
 MOTION_ROWS = {
     "mouth_r": "r of mouth opening with the real one ↑",
     "opening": "its deviation over the real one",
+    "width_r": "r of mouth width ↑",
+    "lag": "lips late by, frames, 0 is right",
+    "timely": "at most one frame ↑",
+    "met": "contacts of the lips met ↑",
+    "false": "contacts that are false ↓",
     "lips": "lips from the real ones, pixels of 256 ↓",
     "shape": "shape of the face from the real one, pixels ↓",
     "speed": "speed of the head, °/s",

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mssync.data.sequences import Sequence as Clip
@@ -17,6 +18,9 @@ from mssync.metrics.synchrony import BORROWED, REAL, STILL, borrowed, jitter
 from mssync.video import FPS
 
 PIXELS = 128  # of 256, in a unit of motion
+NO_MOTION = 1e-6
+LATEST = 8  # frames that lips may be late, or early
+CONTACT, LONGEST = 0.15, 8  # of the range of the opening, below which lips touch; frames for which they do in speech
 
 
 @dataclass(frozen=True)
@@ -24,13 +28,21 @@ class MotionFigures:
     """One clip of one system.
 
     mouth_r: correlation over time of how far the mouth is open with the real motion (nan: it does not move); opening:
-    how much that varies, over the real one. lips, shape: mean distance of the points of the lips, and of the whole face
-    but for where it is and how it is turned, from the real ones, in pixels of 256. speed, yaw, pitch, roll, place: see
-    `head.HeadFigures`. blinks: a minute. jitter: mean absolute acceleration of the keypoints over the real one.
+    how much that varies, over the real one. width_r: as mouth_r, of its width. lag: frames by which lips are late,
+    where mouth_r is the greatest; timely: whether that is at most one. met: share of the real lips' contacts that are
+    made within a frame; false: share of contacts made that are nowhere near a real one (nan: there are none). lips,
+    shape: mean distance of the points of the lips, and of the whole face but for where it is and how it is turned, from
+    the real ones, in pixels of 256. speed, yaw, pitch, roll, place: see `head.HeadFigures`. blinks: a minute. jitter:
+    mean absolute acceleration of the keypoints over the real one.
     """
 
     mouth_r: float
     opening: float
+    width_r: float
+    lag: float
+    timely: float
+    met: float
+    false: float
     lips: float
     shape: float
     speed: float
@@ -54,13 +66,17 @@ class System:
 
 def figures(face: Face, real: Tensor, made: Tensor) -> MotionFigures:
     """Motion (T, 60) against the real motion of the same speech (T, 60), of the space compact-1 both."""
-    openings = [face.opening(x).numpy() for x in (real, made)]
-    spreads = [float(x.std()) for x in openings]
-    still = spreads[1] < 1e-6
+    openings, widths = ([read(x).numpy() for x in (real, made)] for read in (face.opening, face.width))
+    late, met = lag(*openings), closures(*openings)
     head = head_figures(motion_poses(made.numpy()))
     return MotionFigures(
-        mouth_r=float("nan") if still else float(np.corrcoef(openings)[0, 1]),
-        opening=spreads[1] / spreads[0],
+        mouth_r=_correlation(*openings),
+        opening=float(openings[1].std() / openings[0].std()),
+        width_r=_correlation(*widths),
+        lag=late,
+        timely=float("nan") if np.isnan(late) else float(abs(late) <= 1),
+        met=met[0],
+        false=met[1],
         lips=_pixels_apart(face.lips(real), face.lips(made)),
         shape=_pixels_apart(face.shape(real), face.shape(made)),
         speed=head.speed,
@@ -71,6 +87,42 @@ def figures(face: Face, real: Tensor, made: Tensor) -> MotionFigures:
         blinks=blinks(face.closed(made)),
         jitter=jitter(made) / jitter(real),
     )
+
+
+def _correlation(a: NDArray, b: NDArray) -> float:
+    return float("nan") if min(a.std(), b.std()) < NO_MOTION else float(np.corrcoef(a, b)[0, 1])
+
+
+def lag(real: NDArray, made: NDArray) -> float:
+    """By how many frames openings (T,) are later than real ones, where they correlate most; nan: they do not move."""
+    count = len(real) - 2 * LATEST
+    if count < LATEST or made.std() < NO_MOTION:
+        return float("nan")
+    inner = real[LATEST : LATEST + count]
+    return float(max(range(-LATEST, LATEST + 1), key=lambda k: _correlation(inner, made[LATEST + k :][:count])))
+
+
+def closures(real: NDArray, made: NDArray) -> tuple[float, float]:
+    """Shares of the real contacts that are made, and of those made that are false, of openings (T,) of one person.
+
+    Lips touch where the opening is in the lowest CONTACT of the real one's range. Of what is closed for longer than
+    LONGEST frames nobody says that lips met: it is a pause.
+    """
+    low, high = np.quantile(real, (0.05, 0.95))
+    closed = low + CONTACT * (high - low)
+    sides = [(real, made), (made, real)]
+    shares = [[other[max(0, a - 1) : b + 1].min() < closed for a, b in _runs(one < closed)] for one, other in sides]
+    met, right = (float(np.mean(share)) if share else float("nan") for share in shares)
+    return met, 1 - right
+
+
+def _runs(closed: NDArray) -> list[tuple[int, int]]:
+    """First frames, and the ones after the last, of runs of true that are short and within what is given."""
+    edges = np.flatnonzero(np.diff(closed.astype(np.int8))) + 1
+    if closed[0]:
+        edges = edges[1:]
+    pairs = edges[: len(edges) // 2 * 2].reshape(-1, 2)
+    return [(a, b) for a, b in pairs.tolist() if b - a <= LONGEST]
 
 
 def blinks(closed: Tensor) -> float:
