@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mssync import weights
-from mssync.audio import features, is_silent, live_features, n_video_frames
+from mssync.audio import SAMPLE_RATE, features, is_silent, live_features, n_video_frames
 from mssync.cores import Cores
 from mssync.driving import Shot, crops, find_shots, joined
 from mssync.errors import InputError, PathLike, as_path
@@ -536,18 +536,28 @@ class Pipeline:
     def _generate(self, portrait: Portrait, waveform: np.ndarray, seed: int) -> Iterator[np.ndarray]:
         """Motion (n, 10, 6) in parts of BATCH frames."""
         assert self.generator is not None
-        count = n_video_frames(len(waveform))
+        first = torch.from_numpy(portrait.pose).flatten().to(self.device)
         if self.ears is not None:
-            audio = self.ears.features(waveform, self.ahead, count)
+            frames = self._spoken(self.ears, first, waveform, seed)
         else:
-            audio = (live_features if self.live else features)(torch.from_numpy(waveform), self.audio_kind, count)
-        first = torch.from_numpy(portrait.pose).flatten()
-        frames = self.generator.stream(first.to(self.device), audio.to(self.device), seed)
+            hear = live_features if self.live else features
+            audio = hear(torch.from_numpy(waveform), self.audio_kind, n_video_frames(len(waveform)))
+            frames = self.generator.stream(first, audio.to(self.device), seed)
         made = 0
         while batch := list(islice(frames, BATCH)):
             motion = torch.stack(batch).unflatten(1, (KEYPOINTS, VALUES)).cpu().numpy()
             yield idle(portrait.pose, motion, made) if self.live else motion
             made += len(motion)
+
+    def _spoken(self, ears: SpeechEncoder, first: Tensor, waveform: np.ndarray, seed: int) -> Iterator[Tensor]:
+        """Motion, frame by frame (60,): what a live session makes, a second of sound at a time."""
+        assert self.generator is not None
+        hearing, listener = ears.start(self.ahead), self.generator.listen(first[None], seed)
+        for at in range(0, len(waveform), SAMPLE_RATE):
+            said = hearing.push(waveform[at : at + SAMPLE_RATE])
+            yield from (frame[0] for frame in listener.push(said[None].to(self.device)))
+        last = hearing.flush()[None].to(self.device)
+        yield from (frame[0] for frame in [*listener.push(last), *listener.flush()])
 
     @torch.inference_mode()
     def keypoints(self, images: np.ndarray, landmarks: np.ndarray | None = None) -> np.ndarray:
