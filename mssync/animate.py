@@ -265,8 +265,9 @@ def load(
                 f"{generator_file} was trained on motion of the space {space!r}, and {reenactor_file} draws "
                 f"{reenactor.space!r}; train one on this motion (`mssync extract`, `mssync train generator`)"
             )
-    hears_speech = generator is not None and generator.config.hears == "speech"
-    ears = SpeechEncoder.load(generator_file.parent / EARS_FILE) if hears_speech else None
+    ears = None
+    if generator_file is not None and generator.config.hears == "speech":
+        ears = SpeechEncoder.load(generator_file.parent / EARS_FILE)
     drawing = reenactor.for_rendering(drawn_in)
     return Pipeline(drawing, generator, audio_kind=kind, ears=ears, live=live, name=metadata["kind"], device=place)
 

@@ -344,7 +344,8 @@ class Generator(nn.Module):
         self.lead = REACH if hears_speech else 0
         self.follow = 0
         if config.lookahead is not None:
-            heard = REACH + COARSEST + max(self.audio_encoder.delays)
+            delays: list[int] = self.audio_encoder.delays  # type: ignore[assignment]
+            heard = REACH + COARSEST + max(delays)
             self.lead, self.follow = COARSEST * math.ceil(heard / COARSEST), config.lookahead
         self.embedding = nn.Linear(position_size, config.width)
         self.layers = nn.ModuleList(AttentionLayer(config) for _ in range(config.layers))

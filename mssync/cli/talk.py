@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -286,8 +286,8 @@ def serve(
         token = secrets.token_urlsafe(16)
     with waiting("loading"):
         talker = load(model, device, live=True, precision=precision)
-        settings = {"token": token, "sessions": sessions, "jobs": jobs, "live_size": live_size}
-        studio = create_studio(talker, portrait, model=model, device=device, **settings)
+        access: Any = {"token": token, "sessions": sessions, "jobs": jobs, "live_size": live_size}
+        studio = create_studio(talker, portrait, model=model, device=device, **access)
     typer.echo(f"open {address(host, port, token)} (Ctrl-C ends)")
     run(studio, host, port)
 

@@ -210,9 +210,9 @@ def _prepared(folder: str | Path, split: str, min_frames: int, taps: int, hear: 
         if len(motion) >= min_frames:
             tensors = (torch.from_numpy(np.ascontiguousarray(x, np.float32)) for x in (motion, mirrored, *sounds))
             entry = clip.entry
-            motion, mirrored, audio, *heard = tensors
+            moves, turned, audio, *versions = tensors
             about = (entry.name, entry.identity, entry.corpus, entry.stabilised, space, kind)
-            found.append(Sequence(*about, motion, mirrored, audio, tuple(heard)))
+            found.append(Sequence(*about, moves, turned, audio, tuple(versions)))
     return found
 
 

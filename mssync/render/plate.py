@@ -121,8 +121,8 @@ def parted(picture: Tensor, matte: Tensor, inpaint: Callable[[Tensor, Tensor], T
     near = grown((matte > LEAST).float(), 2 * reach)
     rows, columns = extent(near, AROUND)
     own, plate = torch.zeros_like(picture[:, :1]).repeat(1, 4, 1, 1), picture.clone()
-    cut = (x[..., rows, columns] for x in (picture, matte, near))
-    own[..., rows, columns], plate[..., rows, columns] = _parted(*cut, reach, inpaint)
+    at = (..., rows, columns)
+    own[at], plate[at] = _parted(picture[at], matte[at], near[at], reach, inpaint)
     return own, plate
 
 
