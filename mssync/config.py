@@ -122,6 +122,7 @@ class GeneratorTraining:
     lambda_rec: float = 1.0
     lambda_lips: float = 0.0  # shape of the lips, for motion of the space compact-1 alone (ours)
     lambda_shape: float = 0.0  # shape of the face; needs lambda_lips (ours)
+    lambda_contact: float = 0.0  # lips that touch when real ones do, and only then; needs lambda_lips (ours)
     lambda_mouth: float = 0.0  # how much and how fast lips move; needs lambda_lips (ours)
     lambda_pose: float = 0.0  # how much and how fast the head moves; needs lambda_lips (ours)
     quiet: float = (

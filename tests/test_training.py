@@ -123,6 +123,24 @@ def test_mouth_loss_wants_lips_that_move_as_much_whenever_they_do() -> None:
     assert float(face.mouth_loss(real, speaking(0.6))) < float(face.mouth_loss(real, speaking(0)))
 
 
+def test_contact_loss_wants_lips_that_meet_when_real_ones_do() -> None:
+    face, motion = FaceLosses(), nodding(66, size=0)
+
+    def speaking(closed: list[int]) -> torch.Tensor:
+        moved = motion.clone()
+        opened = torch.full((66,), 0.08)
+        opened[closed] = 0
+        moved[..., 6 * list(ANCHORS).index("lower lip") + 1] += opened
+        return moved
+
+    real = speaking([10, 11, 30, 31, 50, 51])
+    assert float(face.contact_loss(real, real)) == pytest.approx(0, abs=1e-3)
+    missed, false = speaking([10, 11, 30, 31]), speaking([10, 11, 20, 21, 30, 31, 50, 51])
+    assert float(face.contact_loss(real, missed)) > 1
+    assert float(face.contact_loss(real, false)) > 1
+    assert float(face.contact_loss(real, speaking([10, 11, 30, 31, 50]))) < float(face.contact_loss(real, missed))
+
+
 def test_turning_does_not_skew_a_face_but_stretching_does() -> None:
     face, real = FaceLosses(), nodding(20, size=0)
     stretched = real.clone()

@@ -15,6 +15,7 @@ from mssync.video import FPS
 UNIT = 0.02  # in [-1, 1] coordinates: about what the points of speaking lips deviate from their mean
 POSE_WINDOWS = (16, 32, 64)  # frames of the spectra of head motion, where roll-outs are as long
 MOUTH_WINDOWS, MOUTH_BAND = (12, 25, 50), 8.0  # the same of lips: half a second to two; syllables are at 3 to 8 Hz
+CONTACT = (0.15, 0.3)  # of the range of the opening: lips touch below the first, and do not above the second
 POSE_BAND = 5.0  # Hz; above, it is mostly the mesh that trembles
 TINY = 1e-10  # a root has a slope at nothing
 SKEW = 0.1  # weight of a skewed view in `Face.shape_loss`
@@ -51,6 +52,19 @@ class FaceLosses(Face):
         for lips that move less than real ones by as much as speech leaves untold."""
         real, made = (torch.stack([self.opening(x), self.width(x)], -1) for x in (motion, generated))
         return _moving_apart(real, made, MOUTH_WINDOWS, MOUTH_BAND)
+
+    def contact_loss(self, motion: Tensor, generated: Tensor) -> Tensor:
+        """Lips that touch where real ones do, and nowhere else: a few frames, which squared distances hardly notice.
+
+        Squared openings above `closed` where the real mouth is below it, and below `apart` where the real one is above
+        that, both of the range of the real opening in a piece; summed over time as `lips_loss`.
+        """
+        real, made = self.opening(motion), self.opening(generated)
+        low, high = real.quantile(0.05, 1, keepdim=True), real.quantile(0.95, 1, keepdim=True)
+        closed, apart = (low + share * (high - low) for share in CONTACT)
+        missed = (made - closed).clamp_min(0) * (real < closed)
+        false = (apart - made).clamp_min(0) * (real > apart)
+        return ((missed + false) / UNIT).square().sum(1).mean()
 
     def skew_loss(self, motion: Tensor, generated: Tensor) -> Tensor:
         """What turning a head cannot do to its picture: rows of A of other lengths, or not at right angles.

@@ -266,9 +266,9 @@ def _face_loss(
         "shape": face.shape_loss(motion, generated),
         "pose": face.pose_loss(motion, generated),
         "mouth": face.mouth_loss(motion, generated),
+        "contact": face.contact_loss(motion, generated),
     }
-    weights = {"lips": settings.lambda_lips, "shape": settings.lambda_shape, "pose": settings.lambda_pose}
-    weights["mouth"] = settings.lambda_mouth
+    weights = {name: getattr(settings, f"lambda_{name}") for name in terms}
     if len(silent):
         terms["closing"], weights["closing"] = face.closing_loss(silent[:, SPEAKING + CLOSING :]), settings.lambda_lips
     return torch.stack([weights[name] * term for name, term in terms.items()]).sum(), terms
@@ -315,6 +315,7 @@ def _validate(parts: _Parts, checks: list[tuple[Tensor, ...]]) -> dict[str, floa
             row["val_pose"] = float(parts.face.pose_loss(motion, generated))
             row["val_spread"] = float(_spread(parts.face.pose(generated)) / _spread(parts.face.pose(motion)))
             row["val_mouth"] = _correlation(parts.face.opening(motion), parts.face.opening(generated))
+            row["val_contact"] = float(parts.face.contact_loss(motion, generated))
             row["val_gape"] = float((parts.face.opening(generated).std(1) / parts.face.opening(motion).std(1)).mean())
         row["val_speed"] = float(generated.diff(dim=1).abs().mean() / motion.diff(dim=1).abs().mean())
         rows.append(row)
