@@ -287,8 +287,15 @@ def model_files(model: PathLike, live: bool = False) -> tuple[Path, Path | None]
         raise InputError(
             f"no model {str(model)!r}: give one of: {known}, a folder with {REENACTOR_FILE}, or such a file"
         )
-    generator = path / (LIVE_FILE if live and (path / LIVE_FILE).is_file() else GENERATOR_FILE)
+    generator = path / GENERATOR_FILE
+    if live and (path / LIVE_FILE).is_file() and not (generator.is_file() and _hears_speech(generator)):
+        generator = path / LIVE_FILE
     return path / REENACTOR_FILE, generator if generator.is_file() else None
+
+
+def _hears_speech(generator: Path) -> bool:
+    """Whether a generator's file serves live sessions, too."""
+    return weights.read_metadata(generator)["config"].get("hears") == "speech"
 
 
 def _device(name: str | torch.device) -> torch.device:
@@ -356,7 +363,7 @@ class Pipeline:
         """The generator, where it can speak live. Raises InputError where there is none, or another one."""
         if self.generator is None or not self.live:
             raise InputError(
-                f"no {LIVE_FILE} is loaded, so nothing can speak live: use `load(model, live=True)`, "
+                "no generator that speaks live is loaded: use `load(model, live=True)`, "
                 "and where the model has none, train it: mssync train generator --config live"
             )
         return self.generator

@@ -181,19 +181,19 @@ class SpeechPyramid(nn.Module):
     Nothing is strided but the first layer, so a recording that is cut anywhere has the same vectors.
     """
 
-    silence: Tensor  # (104,): what is heard where nobody speaks
+    silence: Tensor  # (2, 104): what is heard where nobody speaks any more, live and of files
     rows = PER_VIDEO  # of features, a video frame
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = Standardize(FEATURES, AUDIO_LIMIT)
-        self.register_buffer("silence", torch.zeros(FEATURES))
+        self.register_buffer("silence", torch.zeros(2, FEATURES))
         self.stem = nn.Conv1d(FEATURES, width, STEM, stride=PER_VIDEO)
         self.levels = nn.ModuleList(nn.Conv1d(width, width, TAPS, dilation=2**i) for i in range(LEVELS))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(LEVELS + 1))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features (B, 2T, 104) -> (levels, B, T, width); before the first stands what is average."""
+        """Features (B, 2T, 104) -> (levels, B, T, width), those from REACH on as of any longer recording."""
         x = F.pad(self.norm(features).transpose(1, 2), (STEM - PER_VIDEO, 0))
         x = F.gelu(self.norms[0](self.stem(x).transpose(1, 2)))
         levels = []
@@ -364,8 +364,8 @@ class Generator(nn.Module):
 
         origin (B, D): what `relative_input` counts from, x0 unless given. In training any frame of the clip may
         stand there: a roll-out then begins as far from its origin as one that has gone on for long.
-        around: with `lookahead`, the audio of the `lead` frames before and of the `follow` frames after it, (B, 4n, 26)
-        each; as if the average sound were there unless given.
+        around: where it is `live`, the audio of the `lead` frames before and of the `follow` frames after it,
+        (B, 4n, 26) each; as if the average sound were there unless given.
 
         x0 (B, D), audio (B, 4T, 26) -> motion (B, T, D); frame 0 is x0, frame t belongs to audio 4t … 4t+3.
         Raises InputError: shapes that do not fit.
@@ -472,7 +472,7 @@ class Generator(nn.Module):
     def listen(self, x0: Tensor, seed: int = 0) -> Listener | SpeechListener:
         """The frames of `stream` while audio is still arriving, from x0 (B, D).
 
-        Raises InputError where there is no `lookahead`.
+        Raises InputError where it is not `live`.
         """
         if not self.live:
             raise InputError(

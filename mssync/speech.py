@@ -2,10 +2,9 @@
 
 The encoder is a causal network that may look a set time ahead. It learned to say what the encoder of Whisper-base says
 (its principal components), and what lips do then, whoever speaks, whatever the language, microphone and room: see
-docs/training.md. Samples
-become log-mel rows over a running level (`Rows`), two of them a frame, and eight blocks of convolutions over time turn
-frames into features (`SpeechEncoder`). Frame k is the 20 ms from sample 320 k on. With a look-ahead of L ms it is made
-of sound up to L ms after its end and nothing later, so it is ready then, live or not.
+docs/training.md. Samples become log-mel rows over a running level (`Rows`), two of them a frame, and eight blocks of
+convolutions over time turn frames into features (`SpeechEncoder`). Frame k is the 20 ms from sample 320 k on. With a
+look-ahead of L ms it is made of sound up to L ms after its end and nothing later, so it is ready then, live or not.
 """
 
 from __future__ import annotations
@@ -214,7 +213,8 @@ class SpeechEncoder(nn.Module):
         return SpeechStream(self, lookahead)
 
     def features(self, waveform: NDArray[np.float32], lookahead: int, n_video_frames: int | None = None) -> Tensor:
-        """Features of a recording: what a stream gives, the last repeated where the video is longer.
+        """Features of a recording: what a stream gives, but for those that would hear beyond its end, of which nothing
+        is said; the last repeated where the video is longer.
 
         Args:
             waveform: (n,) at 16 kHz, n > 0
@@ -273,14 +273,20 @@ class SpeechStream:
 
     def flush(self) -> Tensor:
         """The last features, as if silence followed: with them there are two for each of `n_video_frames`."""
-        return self._rest()[: max(0, PER_VIDEO * n_video_frames(self._received) - self._given)]
+        missing = PER_VIDEO * n_video_frames(self._received) - self._given
+        silence = np.zeros(self._silent(sum(self._shares)), np.float32)
+        self._ended = True
+        return self._hear(silence, last=False)[: max(0, missing)]
 
     def _rest(self) -> Tensor:
-        """The last features, two for each video frame that has begun."""
-        begun = PER_VIDEO * -(-self._received // SAMPLES_PER_VIDEO)
-        silence = np.zeros(begun * FRAME - self._received, np.float32)
+        """The last features, two for each video frame that has begun, of sound that goes on but nobody knows how."""
+        silence = np.zeros(self._silent(0), np.float32)
         self._ended = True
         return self._hear(silence, last=True)
+
+    def _silent(self, ahead: int) -> int:
+        """Samples to the end of the last video frame that has begun, and of `ahead` frames more."""
+        return FRAME * (PER_VIDEO * -(-self._received // SAMPLES_PER_VIDEO) + ahead) - self._received
 
     @torch.inference_mode()
     def _hear(self, samples: NDArray[np.float32], last: bool) -> Tensor:

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import track
 
+from mssync.data.clips import read_clips
 from mssync.metrics.frontal import frontalised
 from mssync.metrics.speech import teacher
 from mssync.speech import PER_VIDEO
@@ -32,6 +33,7 @@ CLOSED = 0.02  # distances of the eye corners: differences of gaps far below it 
 def main(labels: str, data: str) -> None:
     folder = Path(labels)
     clips = list(heard(teacher(folder), shape, data, "train"))
+    identities = {Path(clip.entry.source).stem: clip.entry.identity for clip in read_clips(data, "train")}
     names = np.random.default_rng(0).permutation(sorted({clip.identity for clip in clips}))
     parts = {name: k % READERS for k, name in enumerate(names)}
     readers = [
@@ -46,7 +48,7 @@ def main(labels: str, data: str) -> None:
     read = {}
     for row in track(rows, "recordings"):
         with np.load(folder / f"{row['name']}.npz") as arrays:
-            known = parts.get(row["speaker"])
+            known = parts.get(identities.get(row["name"], row["speaker"]))
             asked = [r for part, pair in enumerate(readers) if known in (None, part) for r in pair]
             read[row["name"]] = _read(asked, arrays["labels"])
     spread = np.concatenate([read[row["name"]] for row in rows if row["split"] == "train"]).std(0)

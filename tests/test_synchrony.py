@@ -132,6 +132,7 @@ def test_lips_are_late_by_frames(late: int) -> None:
     opening = np.random.default_rng(0).random(120).cumsum() % 3
     assert motions.lag(opening, np.roll(opening, late)) == late
     assert np.isnan(motions.lag(opening, np.zeros(120)))
+    assert np.isnan(motions.lag(np.zeros(120), opening))
 
 
 def test_contacts_of_lips_that_are_met() -> None:
@@ -148,6 +149,7 @@ def test_contacts_of_lips_that_are_met() -> None:
     assert met == pytest.approx(2 / 3)
     assert false == pytest.approx(3 / 5)
     assert np.isnan(motions.closures(real, np.ones(200))[1])
+    assert motions.closures(real, np.zeros(200))[0] == 0  # a mouth that never opens
 
 
 def test_blinks_are_counted_a_minute() -> None:

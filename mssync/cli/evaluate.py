@@ -113,6 +113,7 @@ ModelsOption = Annotated[
         metavar="NAME[=PATH]", help="A generator: compact, or LABEL=FILE|DIR. Give several.", show_default=False
     ),
 ]
+LiveOption = Annotated[bool, typer.Option("--live", help="Generators that hear speech do so as in a live session.")]
 MOTION_ROWS = {
     "mouth_r": "r of mouth opening with the real one ↑",
     "opening": "its deviation over the real one",
@@ -140,6 +141,7 @@ def eval_sync(
     model: ModelsOption = None,
     syncers: SyncersOption = None,
     min_seconds: Annotated[float, typer.Option(metavar="F", min=1, help="Leave out shorter clips.")] = 3.0,
+    live: LiveOption = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE.csv", help="One row a clip.")] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE.json", help="The table, for machines.")
@@ -157,7 +159,7 @@ def eval_sync(
     from mssync.video import FPS
 
     judges = SyncerPyramid.load(syncers)
-    generators = _generators(model or ["compact"])
+    generators = _generators(model or ["compact"], live)
     clips = read_sequences(data, split, round(min_seconds * FPS))
     judges.check_space(clips[0].space)
     scores = [*synchrony.conditions(judges, clips), *synchrony.baselines(judges, clips)]
@@ -172,11 +174,11 @@ def eval_sync(
     _print_lines(lines, f"{split}: {len(clips)} clips, 95 % intervals over clips")
 
 
-def _generators(models: list[str]) -> dict[str, tuple[Any, Any]]:
+def _generators(models: list[str], live: bool) -> dict[str, tuple[Any, Any]]:
     """Generators by label, of `LABEL=PATH`, the name of a shipped model, or a path; and what they hear (`Hear`)."""
     from mssync.animate import model_files
     from mssync.data.sequences import listening
-    from mssync.speech import FILE, FILE_AHEAD
+    from mssync.speech import FILE, FILE_AHEAD, LIVE_AHEAD
     from mssync.weights import load_model
 
     found = {}
@@ -186,7 +188,8 @@ def _generators(models: list[str]) -> dict[str, tuple[Any, Any]]:
         if file is None:
             raise InputError(f"{path} has no generator; give a folder with generator.safetensors, or the file")
         generator: Any = load_model(file, kinds=("generator",))[0]
-        found[label or path] = generator, listening(generator.config, file.parent / FILE, (FILE_AHEAD,))
+        ahead = LIVE_AHEAD if live else FILE_AHEAD
+        found[label or path] = generator, listening(generator.config, file.parent / FILE, (ahead,))
     return found
 
 
@@ -218,6 +221,7 @@ def eval_motion(
     split: SplitOption = "val",
     model: ModelsOption = None,
     min_seconds: Annotated[float, typer.Option(metavar="F", min=1, help="Leave out shorter clips.")] = 3.0,
+    live: LiveOption = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE.json", help="The table, for machines.")
     ] = None,
@@ -233,7 +237,7 @@ def eval_motion(
     from mssync.metrics.synchrony import roll_out
     from mssync.video import FPS
 
-    generators = _generators(model or ["compact"])
+    generators = _generators(model or ["compact"], live)
     clips = read_sequences(data, split, round(min_seconds * FPS))
     made = {}
     for label, (generator, hear) in generators.items():

@@ -250,7 +250,7 @@ class SequenceBatches:
     augmentation: None for the pieces as they are.
     around: frames before and after a piece that are heard, too, where sequences have something that generators get in
         place of audio: a batch then ends with heard (B, rows (before + frames + after), n), a version of it drawn by
-        chance, the average where a clip has none.
+        chance.
     disturb: what is done to the sound (4 frames, 26) of a piece at last, with the random numbers of its batch.
     strangers: every piece moves around the mean of another clip, so that a face cannot be known by its place and shape.
     """

@@ -99,7 +99,9 @@ def lag(real: NDArray, made: NDArray) -> float:
     if count < LATEST or made.std() < NO_MOTION:
         return float("nan")
     inner = real[LATEST : LATEST + count]
-    return float(max(range(-LATEST, LATEST + 1), key=lambda k: _correlation(inner, made[LATEST + k :][:count])))
+    found = {k: _correlation(inner, made[LATEST + k :][:count]) for k in range(-LATEST, LATEST + 1)}
+    known = {k: r for k, r in found.items() if not np.isnan(r)}
+    return float(max(known, key=known.__getitem__)) if known else float("nan")
 
 
 def closures(real: NDArray, made: NDArray) -> tuple[float, float]:
@@ -110,9 +112,13 @@ def closures(real: NDArray, made: NDArray) -> tuple[float, float]:
     """
     low, high = np.quantile(real, (0.05, 0.95))
     closed = low + CONTACT * (high - low)
-    sides = [(real, made), (made, real)]
-    shares = [[other[max(0, a - 1) : b + 1].min() < closed for a, b in _runs(one < closed)] for one, other in sides]
-    met, right = (float(np.mean(share)) if share else float("nan") for share in shares)
+    # Who never opens does not meet: lips must be apart somewhere near.
+    meets = [
+        made[max(0, a - 1) : b + 1].min() < closed <= made[max(0, a - LONGEST) : b + LONGEST].max()
+        for a, b in _runs(real < closed)
+    ]
+    rights = [real[max(0, a - 1) : b + 1].min() < closed for a, b in _runs(made < closed)]
+    met, right = (float(np.mean(shares)) if shares else float("nan") for shares in (meets, rights))
     return met, 1 - right
 
 

@@ -10,14 +10,15 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mssync.config import load_config
-from mssync.data.sequences import Sequence as Clip
-from mssync.data.sequences import read_sequences
+from mssync.data.sequences import listening, read_sequences
 from mssync.errors import written_whole
 from mssync.metrics import synchrony
+from mssync.speech import FILE, FILE_AHEAD
 from mssync.syncer import SyncerPyramid
 from mssync.training.generator import train
 from mssync.weights import load_model
@@ -53,7 +54,7 @@ class Study:
     ) -> None:
         self.data, self.syncers, self.runs, self.overrides = data, syncers, runs, list(overrides)
         self.judges = SyncerPyramid.load(syncers)
-        self.clips: list[Clip] = read_sequences(data, split, MIN_FRAMES)
+        self.split, self.clips = split, read_sequences(data, split, MIN_FRAMES)
         self.judges.check_space(self.clips[0].space)
 
     def variant(self, name: str, steps: int) -> Variant:
@@ -62,13 +63,15 @@ class Study:
         changes = [*self.overrides, *(f"generator_training.{change}" for change in fixed)]
         config = load_config(f"{FOLDER}/{name}", changes)
         path = train(config, self.data, self.syncers, self.runs / name)
-        generator = load_model(path, kinds=("generator",))[0]
+        generator: Any = load_model(path, kinds=("generator",))[0]
+        hear = listening(generator.config, path.parent / FILE, (FILE_AHEAD,))
+        clips = self.clips if hear is None else read_sequences(self.data, self.split, MIN_FRAMES, hear=hear)
         apart, speeds = [], []
-        for clip in self.clips:
+        for clip in clips:
             made = synchrony.roll_out(generator, clip)
             apart.append(float(((made - made[0]) - (clip.motion - clip.motion[0])).square().mean().sqrt()))
             speeds.append(float(made.diff(dim=0).abs().mean() / clip.motion.diff(dim=0).abs().mean()))
-        scores = synchrony.generated(self.judges, generator, self.clips, name)
+        scores = synchrony.generated(self.judges, generator, clips, name)
         return Variant(name, steps, synchrony.lines(scores), float(np.mean(apart)), float(np.mean(speeds)))
 
 

@@ -23,7 +23,7 @@ from mssync.discriminator import (
 )
 from mssync.errors import InputError
 from mssync.generator import Generator
-from mssync.speech import FILE, FILE_AHEAD, SpeechEncoder
+from mssync.speech import FILE, FILE_AHEAD, LIVE_AHEAD, SpeechEncoder
 from mssync.syncer import MultiScaleSyncLoss, SyncerPyramid
 from mssync.training.common import Average, Run, launched
 from mssync.training.face import FaceLosses
@@ -33,7 +33,7 @@ from mssync.weights import find, load_model, save_model
 VALIDATE_EVERY = 250  # steps
 VALIDATION_BATCHES = 4
 EARS = ("audio_encoder.", "branches.audio_weight")  # what a generator that hears something else cannot take over
-SILENCE = 8  # seconds after which a speech encoder says the same for ever
+SILENCE = 8  # seconds, in whose middle a speech encoder says the same for ever
 SPEAKING = 16  # frames after which pieces fall silent, where some do
 CLOSING = 6  # frames that a mouth then has to close
 
@@ -72,12 +72,15 @@ def train(
     settings = config.generator_training
     fabric = launched()
     run = Run(run_dir, "generator", max_minutes or settings.max_minutes, fabric)
+    ears = _ears(config, run)
     torch.manual_seed(0)
-    hear = listening(config.generator, settings.ears)
+    hear = listening(config.generator, ears)
     sequences = read_sequences(data, "train", settings.frames, config.augmentation.smooth, hear)
     pyramid = SyncerPyramid.load(syncers, settings.sync_levels)
     pyramid.check_space(sequences[0].space)
-    parts = _build(config, sequences, MultiScaleSyncLoss(pyramid, settings.sync_reduction))
+    if hear is not None and not all(s.heard for s in sequences):
+        raise InputError(f"{data}: motion of your own comes without sound, which this generator hears")
+    parts = _build(config, sequences, ears, MultiScaleSyncLoss(pyramid, settings.sync_reduction))
     generator: Generator = parts.generator
     around = None if hear is None else (generator.lead, generator.follow)
     start = int(run.restore(_stored(parts)).get("step", 0))
@@ -99,12 +102,19 @@ def train(
             run.log(step, _validate(parts, checks), every=0)
             _save(run, parts, config, done, sequences[0])
     _save(run, parts, config, done, sequences[0], _validate(parts, checks))
-    if config.generator.hears == "speech" and run.fabric.is_global_zero:
-        shutil.copyfile(find(settings.ears), run.folder / FILE)
     return run.folder / "generator.safetensors"
 
 
-def _build(config: Config, sequences: list[Sequence], synchrony: MultiScaleSyncLoss) -> _Parts:
+def _ears(config: Config, run: Run) -> Path:
+    """The speech encoder of a run: a copy of it beside the generator, from the first step on."""
+    own = run.folder / FILE
+    if config.generator.hears == "speech" and not own.is_file() and run.fabric.is_global_zero:
+        shutil.copyfile(find(config.generator_training.ears), own)
+    run.fabric.barrier()
+    return own
+
+
+def _build(config: Config, sequences: list[Sequence], ears: Path, synchrony: MultiScaleSyncLoss) -> _Parts:
     settings = config.generator_training
     generator = Generator(config.generator)
     frame, sequence = FrameDiscriminator(config.discriminator), SequenceDiscriminator(config.discriminator)
@@ -118,7 +128,7 @@ def _build(config: Config, sequences: list[Sequence], synchrony: MultiScaleSyncL
     audio = torch.cat([sound for s in sequences for sound in s.heard or (s.audio,)])
     generator.set_statistics(motion.mean(0), motion.std(0), audio.mean(0), audio.std(0))
     if config.generator.hears == "speech":
-        generator.audio_encoder.silence.copy_(_silence(settings.ears))
+        generator.audio_encoder.silence.copy_(_silence(ears))
     if config.generator.spontaneous:
         generator.spontaneous_motion.copy_(spontaneous_motion([s.motion for s in _moving(sequences)]))
     for discriminator in (frame, sequence):
@@ -136,10 +146,11 @@ def _build(config: Config, sequences: list[Sequence], synchrony: MultiScaleSyncL
     )
 
 
-def _silence(ears: str) -> Tensor:
-    """What a speech encoder says (104,) of silence that has lasted."""
-    nothing = np.zeros(SILENCE * SAMPLE_RATE, np.float32)
-    return SpeechEncoder.load(ears).features(nothing, FILE_AHEAD)[-1]
+def _silence(ears: Path) -> Tensor:
+    """What a speech encoder says (2, 104), live and of files, in the middle of a long silence."""
+    encoder, nothing = SpeechEncoder.load(ears), np.zeros(SILENCE * SAMPLE_RATE, np.float32)
+    found = [encoder.features(nothing, ahead) for ahead in (LIVE_AHEAD, FILE_AHEAD)]
+    return torch.stack([said[len(said) // 2] for said in found])
 
 
 def _moving(sequences: list[Sequence]) -> list[Sequence]:
@@ -177,12 +188,14 @@ def hushed(
 ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
     """What is heard (B, 4T, 26), and around it, when the last `quiet` pieces of a batch fall silent.
 
-    Silence is from the quietest moment of a piece, the noise of its room, to none at all, which is digital silence.
+    Silence is from the quietest moment of a piece, the noise of its room, to none at all, which is digital silence; to
+    a speech encoder they are the same.
     """
     if not quiet:
         return heard, around
     if generator.config.hears == "speech":
-        silence = generator.audio_encoder.silence
+        both = generator.audio_encoder.silence
+        silence = both[torch.arange(quiet, device=both.device) % len(both)][:, None]
     else:
         norm = generator.audio_encoder.norm
         nothing = norm.mean - norm.limit * norm.std

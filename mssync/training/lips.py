@@ -2,7 +2,7 @@
 
 The network sees 0.2 s around a video frame and learns from the clips of `train` in a minute. It is a measure of what
 features lay open (`metrics/speech.py`). Several of them, over the features of a teacher, also read recordings that
-nobody was filmed for: targets of the speech encoder beside the teacher's own features (`scripts/label_speech.py`).
+nobody was filmed for: targets of the speech encoder beside the teacher's own features (`scripts/label_lips.py`).
 """
 
 from __future__ import annotations
