@@ -80,7 +80,7 @@ def train(
     pyramid.check_space(sequences[0].space)
     if hear is not None and not all(s.heard for s in sequences):
         raise InputError(f"{data}: motion of your own comes without sound, which this generator hears")
-    parts = _build(config, sequences, ears, MultiScaleSyncLoss(pyramid, settings.sync_reduction))
+    parts = _build(config, sequences, MultiScaleSyncLoss(pyramid, settings.sync_reduction), ears)
     generator: Generator = parts.generator
     around = None if hear is None else (generator.lead, generator.follow)
     start = int(run.restore(_stored(parts)).get("step", 0))
@@ -114,7 +114,9 @@ def _ears(config: Config, run: Run) -> Path:
     return own
 
 
-def _build(config: Config, sequences: list[Sequence], ears: Path, synchrony: MultiScaleSyncLoss) -> _Parts:
+def _build(
+    config: Config, sequences: list[Sequence], synchrony: MultiScaleSyncLoss, ears: Path | None = None
+) -> _Parts:
     settings = config.generator_training
     generator = Generator(config.generator)
     frame, sequence = FrameDiscriminator(config.discriminator), SequenceDiscriminator(config.discriminator)
@@ -127,7 +129,7 @@ def _build(config: Config, sequences: list[Sequence], ears: Path, synchrony: Mul
     motion = torch.cat([s.motion for s in sequences])
     audio = torch.cat([sound for s in sequences for sound in s.heard or (s.audio,)])
     generator.set_statistics(motion.mean(0), motion.std(0), audio.mean(0), audio.std(0))
-    if config.generator.hears == "speech":
+    if ears is not None and config.generator.hears == "speech":
         generator.audio_encoder.silence.copy_(_silence(ears))
     if config.generator.spontaneous:
         generator.spontaneous_motion.copy_(spontaneous_motion([s.motion for s in _moving(sequences)]))
