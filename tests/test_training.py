@@ -25,10 +25,11 @@ from mssync.metrics.frontal import mean_face
 from mssync.reenact.detector import KeypointDetector
 from mssync.reenact.mesh import ANCHORS, LOWER_LIP, UPPER_LIP, canonical_face, mesh_motion
 from mssync.reenact.surface import Surface
+from mssync.speech import SpeechEncoder
 from mssync.syncer import info_nce
 from mssync.training import generator, syncer
 from mssync.training.face import POSE_BAND, UNIT, FaceLosses, spectra
-from mssync.weights import load_model, read_metadata
+from mssync.weights import load_model, read_metadata, save_model
 
 CLIPS = 3
 
@@ -299,6 +300,28 @@ def test_a_run_of_other_sizes_is_refused(prepared: Path, small: Config, tmp_path
     small.syncer.width = 16
     with pytest.raises(InputError, match="another configuration"):
         syncer.train(small, prepared, tmp_path, 1)
+
+
+@pytest.mark.slow
+def test_a_generator_learns_to_hear_speech(prepared: Path, small: Config, tmp_path: Path) -> None:
+    """From the weights of one that hears energies; stopped and gone on with, when the encoder has been taken away."""
+    syncer.train(small, prepared, tmp_path / "syncers", 1)
+    first = generator.train(small, prepared, tmp_path / "syncers", tmp_path / "energies")
+    torch.manual_seed(0)
+    encoder, ears = SpeechEncoder(width=32, expansion=1), tmp_path / "ears.safetensors"
+    save_model(ears, encoder, "speech", encoder.config)
+    small.generator.hears, small.generator_training.ears = "speech", str(ears)
+    small.generator_training.start = str(first)
+    made = generator.train(small, prepared, tmp_path / "syncers", tmp_path / "speech")
+    hearing = load_model(made)[0]
+    assert (hearing.live, hearing.rows) == (True, 2)
+    assert hearing.audio_encoder.silence.abs().amin(1).max() > 0
+    assert same_file(tmp_path / "speech" / "speech.safetensors", ears)
+    with pytest.MonkeyPatch.context() as patch:
+        stopped_after(patch, 2)
+        generator.train(small, prepared, tmp_path / "syncers", tmp_path / "again")
+    ears.unlink()
+    assert same_file(generator.train(small, prepared, tmp_path / "syncers", tmp_path / "again"), made)
 
 
 @pytest.mark.slow
