@@ -175,6 +175,28 @@ class AudioEncoder(nn.Module):
         return convolution.weight, convolution.bias
 
 
+class Told(nn.Module):
+    """What features of speech tell of motion by themselves, linearly: (B, 2T, 104) -> (B, T, D), in deviations.
+
+    It is added to what is rolled out, which need not find out again where lips are, from velocities. Nothing is told by
+    silence. A first frame is somewhere in the middle of its own speech, so what is told of it is taken off, ever less.
+    """
+
+    def __init__(self, motion_dim: int, leak: float) -> None:
+        super().__init__()
+        self.kept = 1 - leak
+        self.layer = nn.Conv1d(FEATURES, motion_dim, STEM, stride=PER_VIDEO, bias=False)
+
+    def forward(self, features: Tensor, silence: Tensor) -> Tensor:
+        """features (B, 2T, 104) and silence (104,), standardised both; before the first stands silence."""
+        x = F.pad((features - silence).transpose(1, 2), (STEM - PER_VIDEO, 0))
+        return self.layer(x).transpose(1, 2)
+
+    def off(self, first: Tensor, frames: Tensor) -> Tensor:
+        """What is taken off in frames number (n,), counted from the first, of which (B, D) is told: (B, n, D)."""
+        return first[:, None] * (self.kept ** frames.to(first))[:, None]
+
+
 class SpeechPyramid(nn.Module):
     """Features of speech to vectors of four levels at the video rate, each of which looks further back than the last.
 
@@ -351,6 +373,7 @@ class Generator(nn.Module):
         self.layers = nn.ModuleList(AttentionLayer(config) for _ in range(config.layers))
         self.out_norm = nn.LayerNorm(config.width)
         self.branches = Branches(config, position_size + config.width)
+        self.told = Told(motion_dim, config.leak) if hears_speech else None
 
     def set_statistics(self, motion_mean: Tensor, motion_std: Tensor, audio_mean: Tensor, audio_std: Tensor) -> None:
         """Store mean and deviation of the training data: (D,), (D,), (26,), (26,)."""
@@ -376,7 +399,7 @@ class Generator(nn.Module):
         for vectors in self.audio_vectors(audio, around).unbind(0)[1:]:
             frame, state = self.step(state, vectors)
             frames.append(frame)
-        return torch.stack(frames, dim=1)
+        return torch.stack(frames, dim=1) + self._told(audio, around)
 
     def teacher_forced(self, x: Tensor, audio: Tensor) -> Tensor:
         """Every frame from the real frames before it, in one parallel pass.
@@ -386,6 +409,8 @@ class Generator(nn.Module):
         """
         self._check(x[:, 0], audio)
         warmup = self.config.warmup_frames
+        told = self._told(audio, None)
+        x = x - told
         z = self.motion_norm(x)
         past = torch.cat([z[:, :1].expand(-1, warmup, -1), z[:, :-1]], dim=1)
         inputs = self._inputs(past, z[:, :1])
@@ -400,7 +425,7 @@ class Generator(nn.Module):
         velocity = self.branches(vectors.transpose(0, 1).flatten(1, 2), states.transpose(0, 1).flatten(0, 1))
         velocity = velocity.unflatten(0, (-1, len(x))).transpose(0, 1)
         kept = x[:, :-1] - self.config.leak * (x[:, :-1] - x[:, :1])
-        return torch.cat([x[:, :1], kept + velocity * self.motion_norm.std], dim=1)
+        return torch.cat([x[:, :1], kept + velocity * self.motion_norm.std], dim=1) + told
 
     # ---- frame by frame
 
@@ -413,6 +438,21 @@ class Generator(nn.Module):
         levels = self.audio_encoder(torch.cat([before, self._extend(audio), after], dim=1))
         first = self.lead + self.config.warmup_frames
         return self.branches.audio_part(levels[:, :, first : levels.shape[2] - self.follow])
+
+    def _told(self, audio: Tensor, around: Around) -> Tensor | float:
+        """What audio (B, 2T, 104) tells by itself of frames (B, T, D), of the first nothing; 0 where it is energies."""
+        if self.told is None:
+            return 0.0
+        before = self.average_sound(len(audio), self.lead) if around is None else around[0]
+        found = self.tell(torch.cat([before, audio], 1))[:, self.lead :]
+        return found - self.told.off(found[:, 0], torch.arange(found.shape[1]))
+
+    def tell(self, features: Tensor) -> Tensor:
+        """Features (B, 2T, 104) -> what they tell of motion (B, T, D), raw."""
+        assert self.told is not None
+        norm = self.audio_encoder.norm
+        silence = norm(self.audio_encoder.silence).mean(0)
+        return self.told(norm(features), silence) * self.motion_norm.std
 
     def average_sound(self, batch: int, frames: int) -> Tensor:
         """Audio (B, 4 · frames, 26) that says nothing: the mean of what the generator was trained on."""
@@ -570,18 +610,23 @@ class SpeechListener(RollOut):
         super().__init__(generator, x0, seed)
         self.kept = generator.average_sound(len(x0), generator.lead)  # what the next frames still hear
         self.made = 0
+        self.first: Tensor | None = None  # what is told of the first frame
 
     @torch.inference_mode()
     def push(self, features: Tensor) -> list[Tensor]:
         """Features (B, n, 104), any number of them -> the frames (B, D) that can be made now."""
+        assert self.generator.told is not None
         generator, self.kept = self.generator, torch.cat([self.kept, features], 1)
         count = self.kept.shape[1] // generator.rows - generator.lead
         if count == 0:
             return []
         heard = self.kept[:, : generator.rows * (generator.lead + count)]
         frames = self._frames(generator.audio_encoder(heard)[:, :, generator.lead :], self.made)
+        told = generator.tell(heard)[:, generator.lead :]
+        self.first = told[:, 0] if self.first is None else self.first
+        told = told - self.generator.told.off(self.first, torch.arange(self.made, self.made + count))
         self.kept, self.made = self.kept[:, generator.rows * count :], self.made + count
-        return frames
+        return [frame + more for frame, more in zip(frames, told.unbind(1), strict=True)]
 
     def flush(self) -> list[Tensor]:
         """The frames that have waited for what would have come: none."""

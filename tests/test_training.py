@@ -18,7 +18,7 @@ pytest.importorskip("lightning", reason="needs mssync[train]")
 
 from mssync.config import Config, GeneratorConfig, GeneratorTraining, load_config
 from mssync.data.prepare import prepare
-from mssync.data.sequences import extract
+from mssync.data.sequences import Sequence, extract
 from mssync.errors import InputError
 from mssync.generator import Generator
 from mssync.metrics.frontal import mean_face
@@ -167,6 +167,25 @@ def test_synchrony_beyond_the_ceiling_is_not_rewarded() -> None:
         assert [float(t) for t in terms] == pytest.approx([-0.45, -0.7])
     slopes = torch.autograd.grad(total, made)[0].sum((0, 1))
     assert slopes.tolist() == pytest.approx([-1, 0])
+
+
+def test_what_features_tell_of_motion_is_found_by_regression() -> None:
+    torch.manual_seed(0)
+    model = Generator(GeneratorConfig(layers=1, heads=2, width=16, audio_width=8, branch_hidden=8, hears="speech"))
+    truth, clips = 0.1 * torch.randn(60, 104, 6), []
+    for k in range(30):
+        heard = torch.randn(200, 104)
+        windows = torch.nn.functional.pad(heard.T, (4, 0)).unfold(1, 6, 2)  # (104, 100, 6)
+        motion = torch.randn(60) + torch.einsum("ctk,dck->td", windows, truth) + 0.1 * torch.randn(100, 60)
+        clips.append(Sequence(str(k), str(k), "", False, "", "", motion, None, torch.zeros(400, 26), (heard,)))
+    generator.tell(model, clips[:25])
+    with torch.no_grad():
+        for clip in clips[25:]:
+            told = model.tell(clip.heard[0][None])[0]
+            apart = (told - told.mean(0)) - (clip.motion - clip.motion.mean(0))
+            assert apart.std() < 0.25 * clip.motion.std(0).mean()
+            whole = model(clip.motion[:1], clip.heard[0][None])
+            assert torch.equal(whole[:, 0], clip.motion[:1])  # of a first frame nothing is told
 
 
 def test_only_some_pieces_fall_silent() -> None:

@@ -32,8 +32,10 @@ from mssync.weights import find, load_model, save_model
 
 VALIDATE_EVERY = 250  # steps
 VALIDATION_BATCHES = 4
-EARS = ("audio_encoder.", "branches.audio_weight")  # what a generator that hears something else cannot take over
+EARS = ("audio_encoder.", "branches.audio_weight", "told.")  # not taken over from what hears something else
 SILENCE = 8  # seconds, in whose middle a speech encoder says the same for ever
+SLOWLY = 0.1  # of the rate: what is known by regression already
+RIDGE = 0.03  # of the mean square of features: what a larger weight of one of them costs
 SPEAKING = 16  # frames after which pieces fall silent, where some do
 CLOSING = 6  # frames that a mouth then has to close
 
@@ -124,28 +126,50 @@ def _build(
         raise InputError("generator_training.quiet closes lips, so it needs generator_training.lambda_lips above zero")
     if config.generator.spontaneous and not settings.lambda_lips:
         raise InputError("generator.spontaneous reads faces, so it needs generator_training.lambda_lips above zero")
-    if settings.start is not None:
-        _begin_from(generator, settings.start)
     motion = torch.cat([s.motion for s in sequences])
     audio = torch.cat([sound for s in sequences for sound in s.heard or (s.audio,)])
     generator.set_statistics(motion.mean(0), motion.std(0), audio.mean(0), audio.std(0))
-    if ears is not None and config.generator.hears == "speech":
+    if ears is not None and generator.told is not None:
         generator.audio_encoder.silence.copy_(_silence(ears))
+        tell(generator, _moving(sequences))
+    if settings.start is not None:
+        _begin_from(generator, settings.start)
     if config.generator.spontaneous:
         generator.spontaneous_motion.copy_(spontaneous_motion([s.motion for s in _moving(sequences)]))
     for discriminator in (frame, sequence):
         discriminator.motion_norm.set_statistics(motion.mean(0), motion.std(0))
     both = [*frame.parameters(), *sequence.parameters()]
+    told = [] if generator.told is None else list(generator.told.parameters())
+    others = [parameter for parameter in generator.parameters() if all(parameter is not other for other in told)]
+    groups = [{"params": others, "share": 1.0}, *([{"params": told, "share": SLOWLY}] if told else [])]
     return _Parts(
         generator,
         frame,
         sequence,
-        torch.optim.Adam(generator.parameters(), settings.lr_generator, betas=settings.betas),
-        torch.optim.Adam(both, settings.lr_discriminator, betas=settings.betas),
+        torch.optim.Adam(groups, settings.lr_generator, betas=settings.betas),
+        torch.optim.Adam([{"params": both, "share": 1.0}], settings.lr_discriminator, betas=settings.betas),
         synchrony,
         Average(generator, settings.average),
         FaceLosses() if settings.lambda_lips else None,
     )
+
+
+@torch.no_grad()
+def tell(generator: Generator, sequences: list[Sequence]) -> None:
+    """Set what features tell by themselves (`generator.Told`) by ridge regression: motion around its mean in a clip."""
+    assert generator.told is not None
+    layer = generator.told.layer
+    size = layer.in_channels * layer.kernel_size[0]
+    square, product = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, layer.out_channels).double()
+    for sequence in sequences:
+        moved = (sequence.motion - sequence.motion.mean(0)) / generator.motion_norm.std
+        for sound in sequence.heard:
+            x = F.pad(generator.audio_encoder.norm(sound).T, (layer.kernel_size[0] - layer.stride[0], 0))
+            windows = x.unfold(1, layer.kernel_size[0], layer.stride[0]).permute(1, 0, 2).flatten(1)
+            windows = (windows - windows.mean(0)).double()
+            square, product = square + windows.T @ windows, product + windows.T @ moved.double()
+    square = square + RIDGE * square.diagonal().mean() * torch.eye(size)
+    layer.weight.copy_(torch.linalg.solve(square, product).T.unflatten(1, layer.weight.shape[1:]))
 
 
 def _silence(ears: Path) -> Tensor:
@@ -235,7 +259,7 @@ def _set_rates(parts: _Parts, generator: float, discriminator: float) -> None:
         (parts.discriminator_optimizer, discriminator),
     ):
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
 
 
 def _step(fabric: Any, parts: _Parts, batch: list[Tensor], config: Config) -> dict[str, float]:
