@@ -132,7 +132,7 @@ class GeneratorTraining:
     sync_levels: int = 4  # levels of the synchrony loss, from the finest on; 1: the single-scale loss
     sync_ceiling: float | None = None  # times the score of real motion: more synchrony is not rewarded (ours)
     start: str | None = None  # a generator of the same sizes to begin from: a shipped one's name or a file (ours)
-    ears: str = "speech"  # the speech encoder of a generator that hears speech: a shipped one's name or a file
+    ears: str | None = None  # the speech encoder of a generator that hears speech, a file
     random_origin: bool = False  # x_0 of the relative input is any frame of the clip: long runs stay near it (ours)
     average: float = 0.999  # decay of the moving average of the generator that is kept (ours)
     max_gradient: float | None = None  # norm above which the generator's gradient is scaled down (ours)

@@ -109,9 +109,14 @@ def train(
 
 def _ears(config: Config, run: Run) -> Path:
     """The speech encoder of a run: a copy of it beside the generator, from the first step on."""
-    own = run.folder / FILE
-    if config.generator.hears == "speech" and not own.is_file() and run.fabric.is_global_zero:
-        shutil.copyfile(find(config.generator_training.ears), own)
+    own, given = run.folder / FILE, config.generator_training.ears
+    if config.generator.hears == "speech" and not own.is_file():
+        if given is None:
+            raise InputError(
+                "generator_training.ears: name the file of the speech encoder that the generator hears with"
+            )
+        if run.fabric.is_global_zero:
+            shutil.copyfile(find(given), own)
     run.fabric.barrier()
     return own
 
