@@ -363,7 +363,7 @@ class Pipeline:
         """The generator, where it can speak live. Raises InputError where there is none, or another one."""
         if self.generator is None or not self.live:
             raise InputError(
-                "no generator that speaks live is loaded: use `load(model, live=True)`, "
+                "no generator that can speak live is loaded: use `load(model, live=True)`, "
                 "and where the model has none, train it: mssync train generator --config live"
             )
         return self.generator
