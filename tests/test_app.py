@@ -168,6 +168,7 @@ def huge(side: int = 13000) -> bytes:
 
 def test_a_picture_that_is_too_large_is_refused_by_its_header(talker, monkeypatch) -> None:
     bomb, small = huge(), huge(64)
+    Image.init()  # plugins that are imported for the first time may load pictures of their own
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it is decoded"))
     said = refusal(create_app(talker), '{"type": "start", "portrait": true}', bomb)
     assert said == "the picture has 13000x13000 pixels; scale it to 50,000,000 in all or less"
