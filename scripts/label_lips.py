@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from mssync.data.clips import read_clips
+from mssync.faces import CHIN, INNER_LIPS, MOUTH_CORNERS
 from mssync.metrics.frontal import frontalised
 from mssync.metrics.speech import teacher
 from mssync.speech import PER_VIDEO
@@ -27,6 +28,7 @@ from mssync.training.lips import Reader, fit_reader, heard
 
 READERS = 5  # each of them learns from all people but a fifth
 TRAININGS = 2  # of each, whose answers are averaged
+OUTER_LIPS = (0, 17)  # mesh points: the upper lip's upper rim, the lower lip's lower rim
 CLOSED = 0.02  # distances of the eye corners: differences of gaps far below it do not count
 
 
@@ -63,17 +65,12 @@ def shape(landmarks: NDArray[np.float32]) -> NDArray:
     """Lips of faces (T, 478, 3) -> (T, 8): gap, its logarithm (which tells closed from nearly closed), width; how low
     chin, upper lip and lower lip are; how far the lips stand out, and how low the corners are, before the lips."""
     face = frontalised(landmarks)
-    gap = np.linalg.norm(face[:, 13] - face[:, 14], axis=-1)
-    corners = (face[:, 61] + face[:, 291]) / 2
-    middle = (face[:, 13] + face[:, 14]) / 2
-    columns = [gap, np.log(gap + CLOSED), np.linalg.norm(face[:, 61] - face[:, 291], axis=-1)]
-    columns += [
-        face[:, 152, 1],
-        face[:, 0, 1],
-        face[:, 17, 1],
-        (middle - corners)[:, 2],
-        corners[:, 1] - face[:, 13, 1],
-    ]
+    lips, ends = face[:, INNER_LIPS], face[:, MOUTH_CORNERS]  # upper and lower, left and right: (T, 2, 3)
+    gap, width = (np.linalg.norm(pair[:, 0] - pair[:, 1], axis=-1) for pair in (lips, ends))
+    corners, middle = ends.mean(1), lips.mean(1)
+    columns = [gap, np.log(gap + CLOSED), width]
+    columns += [face[:, point, 1] for point in (CHIN, *OUTER_LIPS)]
+    columns += [(middle - corners)[:, 2], corners[:, 1] - lips[:, 0, 1]]
     return np.stack(columns, 1)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mssync.data.sequences import Sequence as Clip
 from mssync.metrics.estimates import Estimate, mean
-from mssync.metrics.face import SHUT, Face
+from mssync.metrics.face import CONTACT, SHUT, Face
 from mssync.metrics.head import PoseDistance, head_figures, motion_poses
 from mssync.metrics.synchrony import BORROWED, REAL, STILL, borrowed, jitter
 from mssync.video import FPS
@@ -20,7 +20,7 @@ from mssync.video import FPS
 PIXELS = 128  # of 256, in a unit of motion
 NO_MOTION = 1e-6
 LATEST = 8  # frames that lips may be late, or early
-CONTACT, LONGEST = 0.15, 8  # of the range of the opening, below which lips touch; frames for which they do in speech
+LONGEST = 8  # frames for which lips touch in speech
 
 
 @dataclass(frozen=True)

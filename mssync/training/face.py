@@ -9,13 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mssync.metrics.face import Face
+from mssync.metrics.face import CONTACT, Face
 from mssync.video import FPS
 
 UNIT = 0.02  # in [-1, 1] coordinates: about what the points of speaking lips deviate from their mean
 POSE_WINDOWS = (16, 32, 64)  # frames of the spectra of head motion, where roll-outs are as long
 MOUTH_WINDOWS, MOUTH_BAND = (12, 25, 50), 8.0  # the same of lips: half a second to two; syllables are at 3 to 8 Hz
-CONTACT = (0.15, 0.3)  # of the range of the opening: lips touch below the first, and do not above the second
+APART = 0.3  # of the range of the opening, above which lips do not touch
 POSE_BAND = 5.0  # Hz; above, it is mostly the mesh that trembles
 TINY = 1e-10  # a root has a slope at nothing
 SKEW = 0.1  # weight of a skewed view in `Face.shape_loss`
@@ -61,7 +61,7 @@ class FaceLosses(Face):
         """
         real, made = self.opening(motion), self.opening(generated)
         low, high = real.quantile(0.05, 1, keepdim=True), real.quantile(0.95, 1, keepdim=True)
-        closed, apart = (low + share * (high - low) for share in CONTACT)
+        closed, apart = (low + share * (high - low) for share in (CONTACT, APART))
         missed = (made - closed).clamp_min(0) * (real < closed)
         false = (apart - made).clamp_min(0) * (real > apart)
         return ((missed + false) / UNIT).square().sum(1).mean()

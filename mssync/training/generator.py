@@ -30,6 +30,7 @@ from mssync.training.face import FaceLosses
 from mssync.training.spontaneous import spontaneous_motion
 from mssync.weights import find, load_model, save_model
 
+FACE_TERMS = ("lips", "shape", "pose", "mouth", "contact")  # losses of `FaceLosses`, and their lambdas
 VALIDATE_EVERY = 250  # steps
 VALIDATION_BATCHES = 4
 EARS = ("audio_encoder.", "branches.audio_weight", "told.")  # not taken over from what hears something else
@@ -304,15 +305,11 @@ def _step(fabric: Any, parts: _Parts, batch: list[Tensor], config: Config) -> di
 def _face_loss(
     face: FaceLosses, settings: GeneratorTraining, motion: Tensor, generated: Tensor, silent: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted sum of what `training.face` asks for, and its terms; silent: (B, T, 60) that fell silent."""
-    terms = {
-        "lips": face.lips_loss(motion, generated),
-        "shape": face.shape_loss(motion, generated),
-        "pose": face.pose_loss(motion, generated),
-        "mouth": face.mouth_loss(motion, generated),
-        "contact": face.contact_loss(motion, generated),
-    }
-    weights = {name: getattr(settings, f"lambda_{name}") for name in terms}
+    """The weighted sum of what `training.face` asks for, and its terms, those without weight left out; silent:
+    (B, T, 60) that fell silent."""
+    weights = {name: getattr(settings, f"lambda_{name}") for name in FACE_TERMS}
+    weights = {name: weight for name, weight in weights.items() if weight}
+    terms = {name: getattr(face, f"{name}_loss")(motion, generated) for name in weights}
     if len(silent):
         terms["closing"], weights["closing"] = face.closing_loss(silent[:, SPEAKING + CLOSING :]), settings.lambda_lips
     return torch.stack([weights[name] * term for name, term in terms.items()]).sum(), terms
