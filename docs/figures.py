@@ -21,12 +21,11 @@ import mssync
 from mssync.animate import DRAWN, Pipeline
 from mssync.audio import SAMPLE_RATE, features, load_audio
 from mssync.cli.common import DEMO_SPEECH
-from mssync.faces import INNER_LIPS, LEFT_EYE_LIDS, crop
-from mssync.motion import KEYPOINTS, VALUES
+from mssync.face1 import COLUMNS, HEAD
+from mssync.faces import INNER_LIPS, LEFT_EYE_LIDS
+from mssync.motion import VALUES
 from mssync.pyramid import LEVELS, pyramid
-from mssync.reenact import SIZE
 from mssync.reenact.mesh import ANCHORS
-from mssync.reenact.surface import Surface
 from mssync.syncer import SyncerPyramid
 from mssync.video import FPS
 
@@ -52,7 +51,7 @@ def main() -> None:
     draw_sheet(talker)
     draw_pyramid(motion, audio)
     draw_syncers(motion, audio)
-    draw_masks(talker, masks, waveform)
+    draw_masks(masks, waveform)
 
 
 def draw_demo(talker: Pipeline) -> None:
@@ -77,8 +76,7 @@ def spoken(talker: Pipeline, picture: np.ndarray, size: int) -> list[np.ndarray]
     """
     portrait = talker.portrait(picture)
     motion = talker.animate(portrait, DEMO_SPEECH).motion
-    with torch.no_grad():
-        mesh = Surface()(torch.from_numpy(motion)).numpy()
+    mesh = talker.shown(portrait, motion)[1]
     mouth, eyes = (np.linalg.norm(mesh[:, a] - mesh[:, b], axis=1) for a, b in (INNER_LIPS, LEFT_EYE_LIDS))
     x, y = mesh[:, 168].T
     later = FPS // 2  # frames after which lips that rest at the beginning do not count
@@ -91,13 +89,14 @@ def spoken(talker: Pipeline, picture: np.ndarray, size: int) -> list[np.ndarray]
 
 @torch.inference_mode()
 def speak(talker: Pipeline, waveform: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
-    """Motion (T, 60) for the demo, and the masks (branches, T - 1, keypoints) that merged its velocities."""
-    branches = talker.generator.branches
+    """Keypoints (T, 60) for the demo, and the masks (branches, T - 1, HEAD) that merged the head's velocities."""
+    branches = talker.generator.head.branches
     merged = []
     hook = branches.register_forward_pre_hook(lambda _, given: merged.append(branches.votes(*given)[1][:, 0, :, 0]))
-    motion = talker.animate(astronaut(), waveform, sample_rate=SAMPLE_RATE).motion
+    portrait = talker.portrait(astronaut())
+    motion = talker.animate(portrait, waveform, sample_rate=SAMPLE_RATE).motion
     hook.remove()
-    return torch.from_numpy(motion).flatten(1), torch.stack(merged, dim=1).numpy()
+    return torch.from_numpy(talker.shown(portrait, motion)[0]).flatten(1), torch.stack(merged, dim=1).numpy()
 
 
 # Eq. 5
@@ -160,28 +159,18 @@ def shifted_score(sound: torch.Tensor, moves: torch.Tensor, shift: int) -> float
 # Eq. 10
 
 
-def draw_masks(talker: Pipeline, masks: np.ndarray, waveform: np.ndarray) -> None:
-    """Which branch moves which keypoint: on the face, on average; and over time."""
-    portrait = talker.portrait(astronaut())
-    picture = crop(portrait.picture, portrait.box, SIZE)
-    places = (portrait.pose[:, :2] + 1) / 2 * SIZE
+def draw_masks(masks: np.ndarray, waveform: np.ndarray) -> None:
+    """Which branch moves which number of the head, on average and over time."""
     count = len(masks)
-    figure, axes = plt.subplots(2, count, figsize=(2.5 * count, 5.2), constrained_layout=True, height_ratios=(1.15, 1))
-    mean = masks.mean(1)
-    equal = 1 / count  # what every branch would have if none mattered more
-    mean_scale, scale = (_scale(np.abs(values - equal).max(), equal) for values in (mean, masks))
-    for branch in range(count):
-        face, time = axes[:, branch]
-        face.imshow(picture, alpha=0.5)
-        dots = face.scatter(*places.T, c=mean[branch], s=90, edgecolors="0.3", linewidths=0.5, **mean_scale)
-        face.set_title(f"branch {branch + 1}" + (f": {WINDOW_MS[branch]} ms" if branch < LEVELS else ": no audio"))
-        face.axis("off")
-        shown = time.imshow(masks[branch].T, aspect="auto", interpolation="nearest", **scale)
-        shown.set_extent((0, len(waveform) / SAMPLE_RATE, KEYPOINTS - 0.5, -0.5))
-        time.set_yticks(range(KEYPOINTS), NAMES if branch == 0 else [""] * KEYPOINTS, fontsize=8)
-        time.set_xlabel("seconds")
-    figure.colorbar(dots, ax=axes[0].tolist(), label="mean weight", shrink=0.8)
-    figure.colorbar(shown, ax=axes[1].tolist(), label="weight", shrink=0.9)
+    figure, axes = plt.subplots(1, count, figsize=(2.5 * count, 2.6), constrained_layout=True)
+    scale = _scale(np.abs(masks - 1 / count).max(), 1 / count)  # what every branch would have if none mattered more
+    for branch, (axis, values) in enumerate(zip(axes, masks, strict=True)):
+        axis.set_title(f"branch {branch + 1}" + (f": {WINDOW_MS[branch]} ms" if branch < LEVELS else ": no audio"))
+        shown = axis.imshow(values.T, aspect="auto", interpolation="nearest", **scale)
+        shown.set_extent((0, len(waveform) / SAMPLE_RATE, HEAD - 0.5, -0.5))
+        axis.set_yticks(range(HEAD), COLUMNS[:HEAD] if branch == 0 else [""] * HEAD, fontsize=8)
+        axis.set_xlabel("seconds")
+    figure.colorbar(shown, ax=axes.tolist(), label="weight", shrink=0.9)
     _save(figure, "masks.png")
 
 

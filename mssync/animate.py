@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from numbers import Integral, Real
 from pathlib import Path
@@ -21,11 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mssync import weights
-from mssync.audio import SAMPLE_RATE, features, is_silent, live_features, n_video_frames
+from mssync import face1, weights
+from mssync.audio import SAMPLE_RATE, features, is_silent, n_video_frames
 from mssync.cores import Cores
 from mssync.driving import Shot, crops, find_shots, joined
 from mssync.errors import InputError, PathLike, as_path
+from mssync.face1 import NUMBERS, SPACE, FaceSpace, neutral, read
 from mssync.faces import Box, FaceMesh, crop, crop_box, in_crop, paste
 from mssync.inputs import (
     Array,
@@ -46,7 +48,6 @@ from mssync.motion import (
     check_motion,
     control,
     gaussian,
-    idle,
     load_motion,
     relative,
     save_motion,
@@ -56,6 +57,7 @@ from mssync.pictures import reduced
 from mssync.portraits import find_face
 from mssync.precision import choose
 from mssync.reenact import SIZE, Reenactor, SizedReenactor, to_bytes, to_tensor
+from mssync.reenact.detector import BODY
 from mssync.render.carry import carried
 from mssync.soundtrack import Sound
 from mssync.speech import FILE as EARS_FILE
@@ -70,7 +72,6 @@ T = TypeVar("T")
 
 MODELS = {"compact": weights.SHIPPED}  # a model is a folder with these files
 REENACTOR_FILE, GENERATOR_FILE = "reenactor.safetensors", "generator.safetensors"
-LIVE_FILE = "generator_live.safetensors"  # of the same folder: hears little of what is to come
 REENACTORS = ("layered", "fomm")  # kinds of model files that draw faces
 DEVICES = ("cpu", "cuda", "mps")
 
@@ -99,16 +100,28 @@ class Portrait:
     pose: np.ndarray  # (10, 6)
     state: Any  # what the reenactor computed of it once
     size: tuple[int, int]  # height and width of the picture as it came
-    mesh: np.ndarray | None = None  # (478, 2) float32, of the face in the box's [-1, 1], where it is known
+    mesh: np.ndarray | None = None  # (478, 3) float32, of the face in the box's [-1, 1], where it is known
+
+    @cached_property
+    def rest(self) -> np.ndarray:
+        """The face at rest, (478, 3) float32 (`face1.neutral`), where the mesh is known."""
+        assert self.mesh is not None
+        return neutral(self.mesh)
+
+    @cached_property
+    def start(self) -> np.ndarray:
+        """What makes the mesh of it, (50,) float32."""
+        assert self.mesh is not None
+        return read(self.mesh, self.rest)
 
 
 class Frames(Iterator[np.ndarray]):
     """Frames of a video, uint8 (height, width, 3) RGB at 25 a second, made as they are asked for.
 
-    `len(frames)` is their number in all, `motion` (T, 10, 6) what they show (what is not made yet is made when it is
-    asked for), `audio` the `Sound` that belongs to them, as it was given, or None, `model` the name of the reenactor
-    and `precision` that of its drawing, which the video's metadata mention. `close` ends the drawing early; so does
-    leaving a `with` block.
+    `len(frames)` is their number in all, `motion` what they show, (T, 10, 6) keypoints or (T, 50) of the space face-1
+    (what is not made yet is made when it is asked for), `space` its name. `audio` is the `Sound` that belongs to them,
+    as it was given, or None, `model` the name of the reenactor and `precision` that of its drawing, which the video's
+    metadata mention. `close` ends the drawing early; so does leaving a `with` block.
     """
 
     def __init__(
@@ -121,7 +134,8 @@ class Frames(Iterator[np.ndarray]):
     ) -> None:
         self._frames, self._motion, self.audio = frames, motion, audio
         self.model, self.precision = pipeline.name, pipeline.reenactor.precision
-        self._space, self._source_size = pipeline.reenactor.space, source_size
+        self.space = SPACE if motion.frame == (NUMBERS,) else pipeline.reenactor.space
+        self._source_size = source_size
         self._begun = False
 
     def __len__(self) -> int:
@@ -182,7 +196,7 @@ class Frames(Iterator[np.ndarray]):
 
     def save_motion(self, path: PathLike) -> None:
         """Write the motion to a file that `Pipeline.render` and `mssync render` take."""
-        save_motion(path, self.motion, space=self._space, source_size=self._source_size)
+        save_motion(path, self.motion, space=self.space, source_size=self._source_size)
 
 
 def _told(
@@ -202,16 +216,16 @@ def _told(
 
 
 class GrowingMotion:
-    """Motion (T, 10, 6), float32, of which what is asked for and what comes before it is made first.
+    """Motion (T, *frame), float32, of which what is asked for and what comes before it is made first.
 
-    parts: arrays (n, 10, 6) with T frames together. May be asked by several threads; what goes wrong is raised for all
-    that ask for what was not made.
+    parts: arrays (n, *frame) with T frames together; frame: (10, 6), or (50,) in the space face-1. May be asked by
+    several threads; what goes wrong is raised for all that ask for what was not made.
     """
 
-    def __init__(self, parts: Iterable[np.ndarray], count: int) -> None:
+    def __init__(self, parts: Iterable[np.ndarray], count: int, frame: tuple[int, ...]) -> None:
         self._parts, self._known, self._lock = iter(parts), 0, Lock()
         self._error: BaseException | None = None
-        self._motion = np.empty((count, KEYPOINTS, VALUES), np.float32)
+        self.frame, self._motion = frame, np.empty((count, *frame), np.float32)
 
     def __len__(self) -> int:
         return len(self._motion)
@@ -243,15 +257,14 @@ def load(
         generator.safetensors; or a reenactor's file alone (see `mssync convert`), which cannot animate, but
         reenact.
     device: "cpu", "cuda" (also "cuda:1", …), "mps", or "auto": cuda or mps where there is one, else cpu.
-    live: for `stream.StreamingAnimator`: with generator_live.safetensors in place of generator.safetensors, where there
-        is one, and hearing no more of the future than a conversation bears.
+    live: for `stream.StreamingAnimator`: hear no more of the future than a conversation bears.
     precision: of drawing, "float32", "bfloat16", or "auto": bfloat16 where the processor multiplies in it. Unless
         given, the environment variable MSSYNC_PRECISION is asked, then "auto".
     Raises InputError for an unknown model, device or precision.
     """
     place = _device(device)
     drawn_in = choose(precision, place)
-    reenactor_file, generator_file = model_files(model, live)
+    reenactor_file, generator_file = model_files(model)
     reenactor: Any
     generator: Any = None
     kind = "logfbank"
@@ -260,7 +273,7 @@ def load(
         generator, about = weights.load_model(generator_file, place, ("generator",))
         kind = about["config"].get("audio", kind)
         space = space_name(str(about["config"].get("motion_space")))
-        if space != reenactor.space:
+        if space != (SPACE if getattr(reenactor, "any_size", False) and space == SPACE else reenactor.space):
             raise InputError(
                 f"{generator_file} was trained on motion of the space {space!r}, and {reenactor_file} draws "
                 f"{reenactor.space!r}; train one on this motion (`mssync extract`, `mssync train generator`)"
@@ -272,11 +285,8 @@ def load(
     return Pipeline(drawing, generator, audio_kind=kind, ears=ears, live=live, name=metadata["kind"], device=place)
 
 
-def model_files(model: PathLike, live: bool = False) -> tuple[Path, Path | None]:
-    """The files of a model's reenactor and of its generator, or live one (None: it has none).
-
-    Raises InputError as `load`.
-    """
+def model_files(model: PathLike) -> tuple[Path, Path | None]:
+    """The files of a model's reenactor and of its generator (None: it has none). Raises InputError as `load`."""
     if not is_path(model):
         raise InputError(f"a model is given by its name or its path, not as {type_name(model)}")
     path = MODELS.get(str(model), as_path(model))
@@ -288,14 +298,7 @@ def model_files(model: PathLike, live: bool = False) -> tuple[Path, Path | None]
             f"no model {str(model)!r}: give one of: {known}, a folder with {REENACTOR_FILE}, or such a file"
         )
     generator = path / GENERATOR_FILE
-    if live and (path / LIVE_FILE).is_file() and not (generator.is_file() and _hears_speech(generator)):
-        generator = path / LIVE_FILE
     return path / REENACTOR_FILE, generator if generator.is_file() else None
-
-
-def _hears_speech(generator: Path) -> bool:
-    """Whether a generator's file serves live sessions, too."""
-    return weights.read_metadata(generator)["config"].get("hears") == "speech"
 
 
 def _device(name: str | torch.device) -> torch.device:
@@ -340,7 +343,7 @@ class Pipeline:
         self.audio_kind, self.ears, self.name, self.device = audio_kind, ears, name, torch.device(device)
         self._live = live
         self.face_mesh = FaceMesh() if face_mesh is None else face_mesh
-        self.cores = Cores(self.device)
+        self.cores, self.space = Cores(self.device), FaceSpace()
 
     @property
     def sized(self) -> SizedReenactor | None:
@@ -349,10 +352,8 @@ class Pipeline:
 
     @property
     def live(self) -> bool:
-        """Whether the generator can speak while speech is still arriving."""
-        if self.generator is None:
-            return False
-        return self._live if self.ears is not None else self.generator.config.lookahead is not None
+        """Whether it is for speech that is still arriving."""
+        return self._live and self.ears is not None
 
     @property
     def ahead(self) -> int:
@@ -364,7 +365,7 @@ class Pipeline:
         if self.generator is None or not self.live:
             raise InputError(
                 "no generator that can speak live is loaded: use `load(model, live=True)`, "
-                "and where the model has none, train it: mssync train generator --config live"
+                "and where the model has none, train it: mssync train generator --config face"
             )
         return self.generator
 
@@ -415,14 +416,15 @@ class Pipeline:
         waveform = sound.speech
         if is_silent(waveform) and not self.live:
             warnings.warn(f"{sound.name} is silent: the face stays quiet", stacklevel=1)
-            expression = 0.0
+            expression = expression if self.faces else 0.0
         portrait = self.portrait(image)
         parts: Iterable[np.ndarray] = self.cores.one_by_one(self._generate(portrait, waveform, seed))
         if smooth:  # which needs what is to come
             parts = [gaussian(np.concatenate(list(parts)), smooth)]
-        factors = {"head": head_motion, "expression": expression}
-        motion = (control(portrait.pose, part, self.reenactor.rigid, **factors) for part in parts)
-        return self._render(portrait, GrowingMotion(motion, n_video_frames(len(waveform))), sound, size, paste_back)
+        motion = (self.controlled(portrait, part, head_motion, expression) for part in parts)
+        frame = self.first(portrait).shape
+        growing = GrowingMotion(motion, n_video_frames(len(waveform)), frame)
+        return self._render(portrait, growing, sound, size, paste_back)
 
     def reenact(
         self,
@@ -461,7 +463,7 @@ class Pipeline:
             starts = [best_start(motion, portrait.pose) if best_frame else 0 for motion in motions]
             motions = [relative(m, m[k], portrait.pose) for m, k in zip(motions, starts, strict=True)]
             if portrait.mesh is not None and meshes:
-                meshes = [carried(portrait.mesh, mesh, k) for mesh, k in zip(meshes, starts, strict=True)]
+                meshes = [carried(portrait.mesh[:, :2], mesh, k) for mesh, k in zip(meshes, starts, strict=True)]
         mesh = joined(meshes, *shots) if meshes else None
         return self._render(portrait, joined(motions, *shots), sound, size, paste_back, mesh)
 
@@ -475,18 +477,19 @@ class Pipeline:
     ) -> Frames:
         """Draw a portrait under a motion, taken as it is.
 
-        motion: a motion file (a path, bytes, a file object), or a numpy or torch array (T, 10, 6).
+        motion: a motion file (a path, bytes, a file object), or a numpy or torch array (T, 10, 6), or (T, 50) of the
+            space face-1.
         image, size, paste_back: as in `animate`.
         Raises InputError also for the motion of another reenactor.
         """
         check_options(size=size)
         if isinstance(motion, np.ndarray | Tensor):
             values = array_of(motion)
-            check_motion(values, "the given motion")
+            check_motion(values, "the given motion", SPACE if values.ndim == 2 and self.sized else self.reenactor.space)
             return self._render(self.portrait(image), values.astype(np.float32), None, size, paste_back)
         with local_file(motion, "the motion") as file:
             loaded = load_motion(file.path)
-        if loaded.space not in (self.reenactor.space, self.name):
+        if loaded.space not in (self.reenactor.space, self.name, SPACE if self.sized else self.name):
             raise InputError(
                 f"{file.name}: motion of the space {loaded.space!r}; this model draws {self.reenactor.space!r}"
             )
@@ -537,25 +540,50 @@ class Pipeline:
         scale = small.shape[1] / width
         small_box = Box(box.x0 * scale, box.y0 * scale, box.side * scale)
         state = self.prepared(small, small_box, (found.landmarks + HALF) * scale - HALF, pose)
-        return Portrait(small, small_box, pose[0], state, size, mesh[:, :2])
+        return Portrait(small, small_box, pose[0], state, size, mesh)
 
     # Models
 
     def _generate(self, portrait: Portrait, waveform: np.ndarray, seed: int) -> Iterator[np.ndarray]:
-        """Motion (n, 10, 6) in parts of BATCH frames."""
+        """Motion (n, *frame) in parts of BATCH frames."""
         assert self.generator is not None
-        first = torch.from_numpy(portrait.pose).flatten().to(self.device)
+        first = torch.from_numpy(self.first(portrait)).flatten().to(self.device)
         if self.ears is not None:
             frames = self._spoken(self.ears, first, waveform, seed)
         else:
-            hear = live_features if self.live else features
-            audio = hear(torch.from_numpy(waveform), self.audio_kind, n_video_frames(len(waveform)))
+            audio = features(torch.from_numpy(waveform), self.audio_kind, n_video_frames(len(waveform)))
             frames = self.generator.stream(first, audio.to(self.device), seed)
-        made = 0
         while batch := list(islice(frames, BATCH)):
-            motion = torch.stack(batch).unflatten(1, (KEYPOINTS, VALUES)).cpu().numpy()
-            yield idle(portrait.pose, motion, made) if self.live else motion
-            made += len(motion)
+            yield self.moves(torch.stack(batch))
+
+    @property
+    def faces(self) -> bool:
+        """Whether the generator makes motion of the space face-1."""
+        return self.generator is not None and self.generator.config.space == SPACE
+
+    def first(self, portrait: Portrait) -> np.ndarray:
+        """A portrait's own frame in the generator's space: (10, 6), or (50,)."""
+        return portrait.start if self.faces else portrait.pose
+
+    def moves(self, made: Tensor) -> np.ndarray:
+        """What the generator made, (n, D), as motion (n, *frame)."""
+        motion = made.cpu().numpy()
+        return motion if self.faces else motion.reshape(len(motion), KEYPOINTS, VALUES)
+
+    def controlled(self, portrait: Portrait, motion: np.ndarray, head: float, expression: float) -> np.ndarray:
+        """Motion (n, *frame) of `animate` with more or less of the head's motion, and of expression."""
+        if self.faces:
+            return face1.control(self.first(portrait), motion, head=head, expression=expression)
+        return control(portrait.pose, motion, self.reenactor.rigid, head=head, expression=expression)
+
+    @torch.inference_mode()
+    def shown(self, portrait: Portrait, motion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Keypoints (n, 10, 6) and meshes (n, 478, 2) of motion (n, 50) of the space face-1 on a portrait's face."""
+        start, rest = torch.from_numpy(portrait.start), torch.from_numpy(portrait.rest)
+        numbers, body = torch.from_numpy(motion), torch.from_numpy(portrait.pose[BODY])
+        mesh = self.space.mesh(numbers, rest)
+        keypoints = self.space.keypoints(numbers, rest, start, body).unflatten(-1, (KEYPOINTS, VALUES))
+        return keypoints.numpy(), mesh.numpy()
 
     def _spoken(self, ears: SpeechEncoder, first: Tensor, waveform: np.ndarray, seed: int) -> Iterator[Tensor]:
         """Motion, frame by frame (60,): what a live session makes, a second of sound at a time."""
@@ -565,7 +593,7 @@ class Pipeline:
             said = hearing.push(waveform[at : at + SAMPLE_RATE])
             yield from (frame[0] for frame in listener.push(said[None].to(self.device)))
         last = hearing.flush()[None].to(self.device)
-        yield from (frame[0] for frame in [*listener.push(last), *listener.flush()])
+        yield from (frame[0] for frame in listener.push(last))
 
     @torch.inference_mode()
     def keypoints(self, images: np.ndarray, landmarks: np.ndarray | None = None) -> np.ndarray:
@@ -586,7 +614,7 @@ class Pipeline:
         return self.reenactor.prepare(to_tensor(crop(picture, box, SIZE)[None], self.device), pose)
 
     def draw(self, portrait: Portrait, motion: np.ndarray, size: int) -> np.ndarray:
-        """Frames (B, size, size, 3) uint8 for motion (B, 10, 6), drawn on all cores.
+        """Frames (B, size, size, 3) uint8 for motion (B, 10, 6), or (B, 50) of face-1, drawn on all cores.
 
         One by one: so a frame does not depend on how many cores there are, or how many frames are asked for at once.
         """
@@ -597,6 +625,8 @@ class Pipeline:
         self, portrait: Portrait, motion: np.ndarray, size: int | None, mesh: np.ndarray | None = None
     ) -> np.ndarray:
         """The same, in this thread; size None: full pictures (B, H, W, 3). mesh: (B, 478, 2), see `_render`."""
+        if motion.ndim == 2:
+            motion, mesh = self.shown(portrait, motion)
         poses = torch.from_numpy(motion).to(self.device)
         if self.sized is not None:
             points = None if mesh is None else torch.from_numpy(mesh).to(self.device)
@@ -620,7 +650,7 @@ class Pipeline:
     ) -> Frames:
         """mesh: (T, 478, 2) in the portrait's [-1, 1], where it is known; else it follows from the motion."""
         if isinstance(motion, np.ndarray):
-            motion = GrowingMotion([motion], len(motion))
+            motion = GrowingMotion([motion], len(motion), motion.shape[1:])
         frames = self._frames(portrait, motion, None if paste_back else size, mesh)
         return Frames(frames, motion, audio, self, portrait.size)
 

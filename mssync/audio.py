@@ -40,11 +40,6 @@ MIN_RATE, MAX_SECONDS = 2000, 4 * 3600  # Hz, s: what claims to be slower or lon
 OPPOSITE = -0.5  # correlation of channels below which one is the other in opposite phase
 SILENCE = 1e-4  # a peak of -80 dB, about 3 steps of 16-bit sound: nothing louder than dither
 BLOCK = 1024  # audio frames transformed at once, so that memory does not grow with the recording
-# Of sound that is still arriving nobody knows the peak. It is taken for USUAL_PEAK, then for the greatest that was
-# heard, which is forgotten by half every PEAK_HALF_LIFE; never less than LEAST_PEAK, or pauses would become loud.
-USUAL_PEAK, LEAST_PEAK = 0.3, 0.02  # of full scale
-PEAK_HALF_LIFE = 5.0  # seconds
-MEAN_SECONDS = 2.0  # time constant of the running mean, a constant offset of the microphone
 BANK_FILE = Path(__file__).parent / "assets" / "filter_bank.npz"  # `mel_filters` and `cepstral_transform`
 
 
@@ -271,69 +266,6 @@ def features(
     rows = KINDS[kind](*_filter_energies(waveform)).to(waveform.dtype)
     index = torch.arange(AUDIO_PER_VIDEO * n_video_frames, device=rows.device)
     return rows[..., index.clamp(max=rows.shape[-2] - 1), :]
-
-
-class FeatureStream:
-    """Features of sound that is still arriving: what `features` computes, with mean and peak as known so far.
-
-    Row k is made of the 25 ms from sample 160 k on, less the running mean and over the running peak up to their end.
-    How the sound is cut into pieces does not matter.
-
-    Args:
-        kind: "logfbank" or "mfcc"
-    """
-
-    def __init__(self, kind: str = "logfbank") -> None:
-        _check_kind(kind)
-        self.kind = kind
-        self._samples = np.zeros(1, np.float32)  # not used up yet, after the one before them
-        self._received = self._rows = 0
-        self._mean, self._peak = 0.0, USUAL_PEAK
-
-    def push(self, samples: NDArray[np.float32]) -> Tensor:
-        """Take any number of samples (n,) at 16 kHz -> the rows (m, 26) that have become complete, float32."""
-        self._received += len(samples)
-        self._samples = np.concatenate([self._samples, samples.astype(np.float32, copy=False)])
-        count = max(0, (len(self._samples) - 1 - WIN_LENGTH) // HOP_LENGTH + 1)
-        parts = [self._block(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
-        self._samples = self._samples[HOP_LENGTH * count :]
-        self._rows += count
-        return torch.cat(parts) if parts else torch.zeros(0, N_FILTERS)
-
-    def flush(self) -> Tensor:
-        """The last rows, as if silence followed: with them there are four for each of `n_video_frames`."""
-        rows = AUDIO_PER_VIDEO * n_video_frames(self._received) - self._rows
-        if rows <= 0:
-            return torch.zeros(0, N_FILTERS)
-        needed = 1 + HOP_LENGTH * (rows - 1) + WIN_LENGTH
-        return self.push(np.zeros(needed - len(self._samples), np.float32))
-
-    def _block(self, start: int, stop: int) -> Tensor:
-        samples = self._samples[HOP_LENGTH * start : HOP_LENGTH * (stop - 1) + WIN_LENGTH + 1].astype(np.float64)
-        windows = np.lib.stride_tricks.sliding_window_view(samples[1:], WIN_LENGTH)[::HOP_LENGTH]
-        before = np.lib.stride_tricks.sliding_window_view(samples[:-1], WIN_LENGTH)[::HOP_LENGTH]
-        mean, peak = self._levels(windows)
-        # Pre-emphasis of samples that have lost their mean.
-        frames = (windows - PREEMPHASIS * before - (1 - PREEMPHASIS) * mean) / peak
-        return KINDS[self.kind](*_energies(torch.from_numpy(frames))).float()
-
-    def _levels(self, windows: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Running mean and peak at the end of windows (m, 400), each (m, 1)."""
-        adapt = HOP_LENGTH / (MEAN_SECONDS * SAMPLE_RATE)
-        forget = 0.5 ** (HOP_LENGTH / (PEAK_HALF_LIFE * SAMPLE_RATE))
-        levels = []
-        for mean, low, high in zip(windows.mean(1), windows.min(1), windows.max(1), strict=True):
-            self._mean += adapt * (mean - self._mean)
-            self._peak = max(forget * self._peak, high - self._mean, self._mean - low, LEAST_PEAK)
-            levels.append((self._mean, self._peak))
-        return tuple(np.array(levels).T[..., None])
-
-
-def live_features(waveform: Tensor | NDArray[np.float32], kind: str, n_video_frames: int) -> Tensor:
-    """What a `FeatureStream` makes of a whole recording (n,): (4 T, 26), its end repeated or cut as in `features`."""
-    stream = FeatureStream(kind)
-    rows = torch.cat([stream.push(np.asarray(waveform)), stream.flush()])
-    return rows[torch.arange(AUDIO_PER_VIDEO * n_video_frames).clamp(max=len(rows) - 1)]
 
 
 def _check_kind(kind: str) -> None:

@@ -275,26 +275,34 @@ def _drawn(pipeline: Pipeline, portrait: Portrait, motion: np.ndarray) -> Callab
 
 def _generator(name: str) -> Any:
     from mssync.config import load_config
-    from mssync.generator import Generator
+    from mssync.generator import new_generator
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return Generator(load_config(name).generator).eval().requires_grad_(False)
+        return new_generator(load_config(name).generator).eval().requires_grad_(False)
 
 
-def _speech(frames: int, batch: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    """A first frame (B, 60) and audio (B, 4 frames, 26) of noise: what they say costs nothing."""
+def _speech(generator: Any, frames: int, batch: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """A first frame (B, D) and what a generator hears, of noise: what they say costs nothing."""
+    from mssync.face1 import NUMBERS
+    from mssync.face_generator import FaceGenerator
+    from mssync.speech import FEATURES
+
     random = torch.Generator().manual_seed(0)
-    return 0.1 * torch.randn(batch, 60, generator=random), torch.randn(batch, 4 * frames, 26, generator=random)
+    numbers, rows, heard = (NUMBERS, 2, FEATURES) if isinstance(generator, FaceGenerator) else (60, 4, 26)
+    return (
+        0.1 * torch.randn(batch, numbers, generator=random),
+        torch.randn(batch, rows * frames, heard, generator=random),
+    )
 
 
 def generation(bench: Bench) -> Rows:
-    goals = {"paper": "≥ 114, twice the public 57", "compact": "≥ 500"}
+    goals = {"paper": "≥ 114, twice the public 57", "compact": "≥ 500", "face": "≥ 500"}
     generators = {name: _generator(name) for name in goals}
     for length in LENGTHS:
-        x0, audio = _speech(length)
 
-        def work(generator: Any, x0: torch.Tensor = x0, audio: torch.Tensor = audio) -> Callable[[], int]:
+        def work(generator: Any, length: int = length) -> Callable[[], int]:
+            x0, audio = _speech(generator, length)
             return lambda: sum(1 for _ in generator.stream(x0, audio))
 
         programs = {name: work(generator) for name, generator in generators.items()}
@@ -309,14 +317,14 @@ def generation(bench: Bench) -> Rows:
     for name, generator in generators.items():
         early, late = _early_and_late(generator)
         yield f"{name}: a frame from {LONG - STRETCH} on over one from 50 on", late / early, "times", "1"
-    x0, audio = _speech(LENGTHS[0], 8)
+    x0, audio = _speech(generators["compact"], LENGTHS[0], 8)
     alone = in_turns({"8": lambda: 8 * sum(1 for _ in generators["compact"].stream(x0, audio))}, rounds=3)["8"]
     yield "compact, 8 portraits in one batch", 1 / alone, "frames/s"
 
 
 def _early_and_late(generator: Any) -> tuple[float, float]:
     """Median seconds of a frame from frame 50 on and at the end of LONG frames."""
-    x0, audio = _speech(LONG)
+    x0, audio = _speech(generator, LONG)
     seconds, last = [], time.perf_counter()
     for _ in generator.stream(x0, audio):
         now = time.perf_counter()
@@ -330,8 +338,8 @@ def training(bench: Bench) -> Rows:
 
     config = load_config("paper")
     settings = config.generator_training
-    x0, audio = _speech(settings.frames, settings.batch)
     generator = _generator("paper").train().requires_grad_(True)
+    x0, audio = _speech(generator, settings.frames, settings.batch)
 
     def alone() -> int:
         generator(x0, audio).square().mean().backward()
@@ -363,7 +371,7 @@ def _training_step(config: Config) -> Callable[[], int]:
     from mssync.training.common import launched
 
     settings, size = config.generator_training, asdict(config.syncer)
-    x0, audio = _speech(settings.frames, settings.batch)
+    x0, audio = _speech(_generator("paper"), settings.frames, settings.batch)
     motion = x0[:, None] + 0.01 * torch.randn(settings.batch, settings.frames, 60).cumsum(1)
     clip = Clip("noise", "nobody", "", False, "none", "logfbank", motion[0], motion[0], audio[0])
     parts = module._build(config, [clip], MultiScaleSyncLoss(SyncerPyramid([Syncer(**size) for _ in range(4)])))
@@ -501,9 +509,9 @@ def _profiled(bench: Bench, peak: float, coarse: float) -> Iterator[tuple[str, C
     best = coarse if bench.talker.reenactor.precision == "bfloat16" else peak
     # In this thread, where operators can be counted, on all cores.
     yield "drawing, layered", lambda: len(bench.talker.draw_here(bench.portrait, motion, 256)), BATCH, best
-    for name in ("paper", "compact"):
-        x0, audio = _speech(LENGTHS[0])
+    for name in ("paper", "compact", "face"):
         generator = _generator(name)
+        x0, audio = _speech(generator, LENGTHS[0])
 
         def work(generator: Any = generator, x0: torch.Tensor = x0, audio: torch.Tensor = audio) -> int:
             return sum(1 for _ in generator.stream(x0, audio))
@@ -628,7 +636,7 @@ class Reference:
 
     def generation(self, frames: int) -> Callable[[], int]:
         model = self._model().eval()
-        x0, audio = _speech(frames + 3)
+        x0, audio = _speech(_generator("paper"), frames + 3)
 
         def generate() -> int:
             with torch.no_grad(), _on_this_device():
@@ -639,7 +647,7 @@ class Reference:
 
     def training(self, frames: int, batch: int) -> Callable[[], int]:
         model = self._model().train()
-        x0, audio = _speech(frames + 3, batch)
+        x0, audio = _speech(_generator("paper"), frames + 3, batch)
 
         def step() -> int:
             with _on_this_device():

@@ -37,8 +37,9 @@ class SyncerConfig:
 
 @dataclass
 class GeneratorConfig:
-    """Size and options of `generator.Generator`."""
+    """Size and options of `generator.Generator`, and of `face_generator.FaceGenerator` where the space is face-1."""
 
+    space: Literal["keypoints", "face-1"] = "keypoints"  # keypoints are the paper's (ref); see `face1` (ours)
     keypoints: int = 10
     values: int = 6  # of a keypoint: two coordinates, four of the Jacobian
     layers: int = 4
@@ -47,12 +48,12 @@ class GeneratorConfig:
     feed_forward: int = 1024
     context: int = 40  # frames that attention looks back, the current one included
     audio_width: int = 512
+    expression_width: int = 64  # channels that tell expressions, in face-1 (ours)
     branch_hidden: int = 512  # (ours)
     audio_free_branch: bool = False  # ref: a fifth branch that hears nothing
     final_linear: bool = False  # ref: a linear layer merges the masked branches in place of their sum
     soft_masks: bool = True  # eq. 10; without, every level has the same share
     hears: Literal["energies", "speech"] = "energies"  # filter energies (ref), or features of `speech.py` (ours)
-    lookahead: int | None = None  # of energies: frames after its start that a frame may hear; null: all (ours)
     warmup_frames: int = 0  # ref: 3, the first frame repeated over mirrored audio
     leak: float = 0.0  # share of the distance from x_0 that a frame loses: long roll-outs do not drift (ours)
     relative_input: bool = False  # feed x_t - x_0 beside x_t, for identities that were not trained on (ours)
@@ -120,7 +121,7 @@ class GeneratorTraining:
     lambda_av: float = 8.0
     lambda_adv: float = 0.1
     lambda_rec: float = 1.0
-    lambda_lips: float = 0.0  # shape of the lips, for motion of the space compact-1 alone (ours)
+    lambda_lips: float = 0.0  # shape of the lips, of the spaces compact-1 and face-1 alone (ours)
     lambda_shape: float = 0.0  # shape of the face; needs lambda_lips (ours)
     lambda_contact: float = 0.0  # lips that touch when real ones do, and only then; needs lambda_lips (ours)
     lambda_mouth: float = 0.0  # how much and how fast lips move; needs lambda_lips (ours)
@@ -168,6 +169,8 @@ class SpeechTraining:
     bands: float = 0.2  # probability of a telephone's band, or of one that ends early
     clipping: float = 0.05  # probability
     mask: float = 0.2  # probability that some bands, or a moment, are missing
+    throats: float = 0.12  # spectra are stretched by up to this share, as of longer and shorter throats
+    dropout: float = 0.1  # share of a block's channels that are dropped
     seed: int = 0
 
 

@@ -21,9 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mssync.audio import AUDIO_PER_VIDEO, HOP_LENGTH, N_FILTERS, SAMPLES_PER_VIDEO, WIN_LENGTH
+from mssync.audio import AUDIO_PER_VIDEO, N_FILTERS
 from mssync.config import GeneratorConfig
 from mssync.errors import InputError
+from mssync.face1 import SPACE
 from mssync.pyramid import LEVELS, reflect_index
 from mssync.speech import FEATURES, PER_VIDEO
 from mssync.spontaneous import NUMBERS, Spontaneous
@@ -120,30 +121,15 @@ def _rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     return x * cos[:, None] + x.roll(x.shape[-1] // 2, dims=-1) * sin[:, None]
 
 
-def level_futures() -> list[int]:
-    """How many video frames of sound, from its own start on, frame t needs at each level: 3, 7, 15, 31.
-
-    At level i it is made of vectors up to frame `t + 2^(i-1) - 1`, which see `3 (2^(i+1) - 1)` audio frames ahead, of
-    400 samples each.
-    """
-    rows = [(KERNEL // 2) * (4 * 2**i - 1) + AUDIO_PER_VIDEO * (2**i - 1) for i in range(LEVELS)]
-    return [math.ceil((row * HOP_LENGTH + WIN_LENGTH) / SAMPLES_PER_VIDEO) for row in rows]
-
-
 class AudioEncoder(nn.Module):
     """Bottom-up path of a feature pyramid: 100 Hz features to vectors at 25, 12.5, 6.25 and 3.125 Hz.
 
     Two strided convolutions reach the video rate (level 1), three more give levels 2-4, which are
     interpolated linearly back to the video rate. Vector j of level i is centred on video frame `2^(i-1) j`.
-
-    lookahead: frames of sound that a frame may need from its own start on. Levels that need more are late by the
-    difference: frame t gets what belongs to frame `t - delay`. None: no level is late.
     """
 
-    def __init__(self, width: int, lookahead: int | None = None) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        futures = level_futures()
-        self.delays = [max(0, future - (futures[-1] if lookahead is None else lookahead)) for future in futures]
         self.norm = Standardize(N_FILTERS, AUDIO_LIMIT)
         # A stage is convolution, norm over one frame's channels, GELU: statistics over time would break streams.
         stages = 2 + LEVELS - 1
@@ -155,15 +141,14 @@ class AudioEncoder(nn.Module):
     rows = AUDIO_PER_VIDEO  # of audio, a video frame
 
     def forward(self, audio: Tensor) -> Tensor:
-        """Audio (B, 4T, 26) -> (levels, B, T, width). A late level begins with its first vector, repeated."""
+        """Audio (B, 4T, 26) -> (levels, B, T, width)."""
         length = audio.shape[1] // AUDIO_PER_VIDEO
         x = self.norm(audio)
         levels = []
         for stage in range(len(self.convolutions)):
             x = self.stage(stage, F.pad(x, (0, 0, KERNEL // 2, KERNEL // 2)))
             levels.append(x)
-        late = (_upsample(level, 2**i, length) for i, level in enumerate(levels[1:]))
-        return torch.stack([_later(x, delay) for x, delay in zip(late, self.delays, strict=True)])
+        return torch.stack([_upsample(level, 2**i, length) for i, level in enumerate(levels[1:])])
 
     def stage(self, stage: int, x: Tensor) -> Tensor:
         """One strided convolution without padding: (B, n, C) -> (B, (n - 5) // 2, width)."""
@@ -175,42 +160,20 @@ class AudioEncoder(nn.Module):
         return convolution.weight, convolution.bias
 
 
-class Told(nn.Module):
-    """What features of speech tell of motion by themselves, linearly: (B, 2T, 104) -> (B, T, D), in deviations.
-
-    It is added to what is rolled out, which need not find out again where lips are, from velocities. Nothing is told by
-    silence. A first frame is somewhere in the middle of its own speech, so what is told of it is taken off, ever less.
-    """
-
-    def __init__(self, motion_dim: int, leak: float) -> None:
-        super().__init__()
-        self.kept = 1 - leak
-        self.layer = nn.Conv1d(FEATURES, motion_dim, STEM, stride=PER_VIDEO, bias=False)
-
-    def forward(self, features: Tensor, silence: Tensor) -> Tensor:
-        """features (B, 2T, 104) and silence (104,), standardised both; before the first stands silence."""
-        x = F.pad((features - silence).transpose(1, 2), (STEM - PER_VIDEO, 0))
-        return self.layer(x).transpose(1, 2)
-
-    def off(self, first: Tensor, frames: Tensor) -> Tensor:
-        """What is taken off in frames number (n,), counted from the first, of which (B, D) is told: (B, n, D)."""
-        return first[:, None] * (self.kept ** frames.to(first))[:, None]
-
-
 class SpeechPyramid(nn.Module):
     """Features of speech to vectors of four levels at the video rate, each of which looks further back than the last.
 
     Nothing is strided but the first layer, so a recording that is cut anywhere has the same vectors.
+
+    features: numbers of speech that are heard.
     """
 
-    silence: Tensor  # (2, 104): what is heard where nobody speaks any more, live and of files
     rows = PER_VIDEO  # of features, a video frame
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, features: int = FEATURES) -> None:
         super().__init__()
-        self.norm = Standardize(FEATURES, AUDIO_LIMIT)
-        self.register_buffer("silence", torch.zeros(2, FEATURES))
-        self.stem = nn.Conv1d(FEATURES, width, STEM, stride=PER_VIDEO)
+        self.norm = Standardize(features, AUDIO_LIMIT)
+        self.stem = nn.Conv1d(features, width, STEM, stride=PER_VIDEO)
         self.levels = nn.ModuleList(nn.Conv1d(width, width, TAPS, dilation=2**i) for i in range(LEVELS))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(LEVELS + 1))
 
@@ -233,13 +196,6 @@ def _upsample(x: Tensor, factor: int, length: int) -> Tensor:
     padded = F.pad(x.transpose(1, 2), (0, 1), mode="replicate")
     full = F.interpolate(padded, size=factor * x.shape[1] + 1, mode="linear", align_corners=True)
     return full[..., :length].transpose(1, 2)
-
-
-def _later(x: Tensor, delay: int) -> Tensor:
-    """(B, T, C) moved back by `delay` frames; the first one is repeated before it."""
-    if delay == 0:
-        return x
-    return torch.cat([x[:, :1].expand(-1, min(delay, x.shape[1]), -1), x[:, :-delay]], dim=1)
 
 
 class Branches(nn.Module):
@@ -300,9 +256,6 @@ def _uniform(shape: tuple[int, ...], fan_in: int, gain: float = 1.0) -> nn.Param
     return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
 
 
-Around = tuple[Tensor, Tensor] | None  # audio before and after a sequence, where it matters
-
-
 @dataclass(frozen=True)
 class State:
     """A roll-out between two frames. Positions are standardised; `cache` has one tensor a layer."""
@@ -322,19 +275,17 @@ class Generator(nn.Module):
     `stream` and `listen` add turns of the head and blinks, of which speech tells nothing: `spontaneous_motion` (7, D)
     times what `mssync.spontaneous` draws.
 
-    With `config.lookahead` a frame hears that much of the future and no more, so it can be made while speech is still
-    arriving (`listen`); audio is then that of `audio.live_features`, preceded by `lead` frames. Where `config.hears` is
-    "speech", audio is the features (B, 2T, 104) of a `SpeechEncoder` wherever (B, 4T, 26) is said here; how far that
-    looks ahead is its own affair, and the generator can always speak live.
+    Where `config.hears` is "speech", audio is the features (B, 2T, 104) of a `SpeechEncoder` wherever (B, 4T, 26) is
+    said here. How far these look ahead is their own affair: the generator looks back alone, so a frame can be made
+    while speech is still arriving (`listen`).
 
     Attributes:
         rows: of audio, a video frame: 4, or 2
         live: whether it can be made while speech is still arriving
         lead: video frames of sound before the first frame that it, or a later one, can hear; 0 unless it is live,
             where a recording begins with its first frame
-        follow: frames of sound after the last frame that it can hear: `lookahead`, or 0
 
-    Raises InputError: a width that the heads do not divide into even parts, a negative look-ahead or one with warm-up.
+    Raises InputError: a width that the heads do not divide into even parts, warm-up frames where it hears speech.
     """
 
     spontaneous_motion: Tensor  # (7, D), where config.spontaneous
@@ -345,13 +296,8 @@ class Generator(nn.Module):
             raise InputError(
                 f"generator.width must be a multiple of 2 x generator.heads = {2 * config.heads}, got {config.width}"
             )
-        if config.lookahead is not None and (config.lookahead < 0 or config.warmup_frames):
-            raise InputError(
-                "generator.lookahead must be null, or 0 or more with warmup_frames=0 (they hear mirrored sound), "
-                f"got {config.lookahead} with {config.warmup_frames}"
-            )
-        if config.hears == "speech" and (config.lookahead is not None or config.warmup_frames):
-            raise InputError("a generator that hears speech has no lookahead of its own and no warmup_frames")
+        if config.hears == "speech" and config.warmup_frames:
+            raise InputError("a generator that hears speech has no warmup_frames")
         self.config, self.head_dim = config, config.width // config.heads
         motion_dim = config.keypoints * config.values
         position_size = motion_dim * (1 + config.relative_input)
@@ -360,20 +306,14 @@ class Generator(nn.Module):
             self.register_buffer("spontaneous_motion", torch.zeros(NUMBERS, motion_dim))
         hears_speech = config.hears == "speech"
         self.audio_encoder: Any = (
-            SpeechPyramid(config.audio_width) if hears_speech else AudioEncoder(config.audio_width, config.lookahead)
+            SpeechPyramid(config.audio_width) if hears_speech else AudioEncoder(config.audio_width)
         )
-        self.rows, self.live = self.audio_encoder.rows, hears_speech or config.lookahead is not None
+        self.rows, self.live = self.audio_encoder.rows, hears_speech
         self.lead = REACH if hears_speech else 0
-        self.follow = 0
-        if config.lookahead is not None:
-            delays: list[int] = self.audio_encoder.delays  # type: ignore[assignment]
-            heard = REACH + COARSEST + max(delays)
-            self.lead, self.follow = COARSEST * math.ceil(heard / COARSEST), config.lookahead
         self.embedding = nn.Linear(position_size, config.width)
         self.layers = nn.ModuleList(AttentionLayer(config) for _ in range(config.layers))
         self.out_norm = nn.LayerNorm(config.width)
         self.branches = Branches(config, position_size + config.width)
-        self.told = Told(motion_dim, config.leak) if hears_speech else None
 
     def set_statistics(self, motion_mean: Tensor, motion_std: Tensor, audio_mean: Tensor, audio_std: Tensor) -> None:
         """Store mean and deviation of the training data: (D,), (D,), (26,), (26,)."""
@@ -382,13 +322,12 @@ class Generator(nn.Module):
 
     # ---- a whole sequence
 
-    def forward(self, x0: Tensor, audio: Tensor, origin: Tensor | None = None, around: Around = None) -> Tensor:
+    def forward(self, x0: Tensor, audio: Tensor, origin: Tensor | None = None, before: Tensor | None = None) -> Tensor:
         """Free-running roll-out, differentiable from end to end (eq. 8-9), without turns and blinks.
 
         origin (B, D): what `relative_input` counts from, x0 unless given. In training any frame of the clip may
         stand there: a roll-out then begins as far from its origin as one that has gone on for long.
-        around: where it is `live`, the audio of the `lead` frames before and of the `follow` frames after it,
-        (B, 4n, 26) each; as if the average sound were there unless given.
+        before: where it is `live`, the audio (B, 2 · lead, 104) of the frames before it; else the average sound.
 
         x0 (B, D), audio (B, 4T, 26) -> motion (B, T, D); frame 0 is x0, frame t belongs to audio 4t … 4t+3.
         Raises InputError: shapes that do not fit.
@@ -396,10 +335,10 @@ class Generator(nn.Module):
         self._check(x0, audio)
         state = self.start(x0, origin)
         frames = [x0]
-        for vectors in self.audio_vectors(audio, around).unbind(0)[1:]:
+        for vectors in self.audio_vectors(audio, before).unbind(0)[1:]:
             frame, state = self.step(state, vectors)
             frames.append(frame)
-        return torch.stack(frames, dim=1) + self._told(audio, around)
+        return torch.stack(frames, dim=1)
 
     def teacher_forced(self, x: Tensor, audio: Tensor) -> Tensor:
         """Every frame from the real frames before it, in one parallel pass.
@@ -409,8 +348,6 @@ class Generator(nn.Module):
         """
         self._check(x[:, 0], audio)
         warmup = self.config.warmup_frames
-        told = self._told(audio, None)
-        x = x - told
         z = self.motion_norm(x)
         past = torch.cat([z[:, :1].expand(-1, warmup, -1), z[:, :-1]], dim=1)
         inputs = self._inputs(past, z[:, :1])
@@ -425,34 +362,15 @@ class Generator(nn.Module):
         velocity = self.branches(vectors.transpose(0, 1).flatten(1, 2), states.transpose(0, 1).flatten(0, 1))
         velocity = velocity.unflatten(0, (-1, len(x))).transpose(0, 1)
         kept = x[:, :-1] - self.config.leak * (x[:, :-1] - x[:, :1])
-        return torch.cat([x[:, :1], kept + velocity * self.motion_norm.std], dim=1) + told
+        return torch.cat([x[:, :1], kept + velocity * self.motion_norm.std], dim=1)
 
     # ---- frame by frame
 
-    def audio_vectors(self, audio: Tensor, around: Around = None) -> Tensor:
+    def audio_vectors(self, audio: Tensor, before: Tensor | None = None) -> Tensor:
         """Audio (B, 4T, 26) -> what `step` needs, (T, branches, B, branch_hidden): entry t for frame t."""
-        before, after = around or (
-            self.average_sound(len(audio), self.lead),
-            self.average_sound(len(audio), self.follow),
-        )
-        levels = self.audio_encoder(torch.cat([before, self._extend(audio), after], dim=1))
-        first = self.lead + self.config.warmup_frames
-        return self.branches.audio_part(levels[:, :, first : levels.shape[2] - self.follow])
-
-    def _told(self, audio: Tensor, around: Around) -> Tensor | float:
-        """What audio (B, 2T, 104) tells by itself of frames (B, T, D), of the first nothing; 0 where it is energies."""
-        if self.told is None:
-            return 0.0
-        before = self.average_sound(len(audio), self.lead) if around is None else around[0]
-        found = self.tell(torch.cat([before, audio], 1))[:, self.lead :]
-        return found - self.told.off(found[:, 0], torch.arange(found.shape[1]))
-
-    def tell(self, features: Tensor) -> Tensor:
-        """Features (B, 2T, 104) -> what they tell of motion (B, T, D), raw."""
-        assert self.told is not None
-        norm = self.audio_encoder.norm
-        silence = norm(self.audio_encoder.silence).mean(0)
-        return self.told(norm(features), silence) * self.motion_norm.std
+        before = self.average_sound(len(audio), self.lead) if before is None else before
+        levels = self.audio_encoder(torch.cat([before, self._extend(audio)], dim=1))
+        return self.branches.audio_part(levels[:, :, self.lead + self.config.warmup_frames :])
 
     def average_sound(self, batch: int, frames: int) -> Tensor:
         """Audio (B, 4 · frames, 26) that says nothing: the mean of what the generator was trained on."""
@@ -490,9 +408,8 @@ class Generator(nn.Module):
         self._check(x0, audio)
         if self.live:
             listener = self.listen(x0, seed)
-            for rows in audio.split(self.rows * CHUNK, dim=1):
-                yield from listener.push(rows)
-            yield from listener.flush()
+            for features in audio.split(self.rows * CHUNK, dim=1):
+                yield from listener.push(features)
             return
         state, spontaneous = self.start(x0), self.spontaneous(len(x0), seed)
         yield x0 + spontaneous(1)[0]
@@ -509,7 +426,7 @@ class Generator(nn.Module):
                 frame, state = self.step(state, vector)
                 yield frame + added
 
-    def listen(self, x0: Tensor, seed: int = 0) -> Listener | SpeechListener:
+    def listen(self, x0: Tensor, seed: int = 0) -> Listener:
         """The frames of `stream` while audio is still arriving, from x0 (B, D).
 
         Raises InputError where it is not `live`.
@@ -517,9 +434,9 @@ class Generator(nn.Module):
         if not self.live:
             raise InputError(
                 "this generator hears all that is to come, so it cannot speak live; "
-                "train one that does not: mssync train generator --config live"
+                "train one that hears speech: mssync train generator --config face"
             )
-        return (SpeechListener if self.config.hears == "speech" else Listener)(self, x0, seed)
+        return Listener(self, x0, seed)
 
     # ---- shared
 
@@ -581,127 +498,66 @@ class Generator(nn.Module):
             )
 
 
-class RollOut:
-    """Roll-outs of B sequences from x0 (B, D), as far as their audio is known. Memory and time a frame do not grow."""
+class Recent:
+    """Features of speech that are still arriving, and those of the `lead` frames before, which the next ones hear.
+
+    before: (B, rows · lead, n), what stands there at first.
+    """
+
+    def __init__(self, before: Tensor, lead: int) -> None:
+        self.kept, self.lead, self.made = before, lead, 0
+
+    def push(self, features: Tensor) -> tuple[Tensor, int]:
+        """Features (B, n, 104), any number of them -> all that is heard of the frames that have become complete, after
+        that of the `lead` frames before them, and how many these are."""
+        self.kept = torch.cat([self.kept, features], 1)
+        count = self.kept.shape[1] // PER_VIDEO - self.lead
+        heard = self.kept[:, : PER_VIDEO * (self.lead + count)]
+        self.kept, self.made = self.kept[:, PER_VIDEO * count :], self.made + count
+        return heard, count
+
+
+class Listener:
+    """Roll-outs of B sequences from x0 (B, D) while features of speech arrive: a frame is made when both of its
+    features are there. Memory and time a frame do not grow. `Generator.listen` makes one.
+    """
 
     def __init__(self, generator: Generator, x0: Tensor, seed: int) -> None:
         self.generator, self.state, self.x0 = generator, generator.start(x0), x0
         self.spontaneous = generator.spontaneous(len(x0), seed)
-
-    def _frames(self, levels: Tensor, first: int) -> list[Tensor]:
-        """Frames (B, D) from their levels (levels, B, n, width), the first of them number `first`; none before 0."""
-        frames = []
-        for t, vector in enumerate(self.generator.branches.audio_part(levels), first):
-            if t == 0:
-                frames.append(self.x0 + self.spontaneous(1)[0])
-            elif t > 0:
-                frame, self.state = self.generator.step(self.state, vector)
-                frames.append(frame + self.spontaneous(1)[0])
-        return frames
-
-
-class SpeechListener(RollOut):
-    """Roll-outs while features of speech arrive: a frame is made when both of its features are there.
-
-    `Generator.listen` makes one.
-    """
-
-    def __init__(self, generator: Generator, x0: Tensor, seed: int) -> None:
-        super().__init__(generator, x0, seed)
-        self.kept = generator.average_sound(len(x0), generator.lead)  # what the next frames still hear
-        self.made = 0
-        self.first: Tensor | None = None  # what is told of the first frame
+        self.recent = Recent(generator.average_sound(len(x0), generator.lead), generator.lead)
 
     @torch.inference_mode()
     def push(self, features: Tensor) -> list[Tensor]:
         """Features (B, n, 104), any number of them -> the frames (B, D) that can be made now."""
-        assert self.generator.told is not None
-        generator, self.kept = self.generator, torch.cat([self.kept, features], 1)
-        count = self.kept.shape[1] // generator.rows - generator.lead
-        if count == 0:
-            return []
-        heard = self.kept[:, : generator.rows * (generator.lead + count)]
-        frames = self._frames(generator.audio_encoder(heard)[:, :, generator.lead :], self.made)
-        told = generator.tell(heard)[:, generator.lead :]
-        self.first = told[:, 0] if self.first is None else self.first
-        told = told - self.generator.told.off(self.first, torch.arange(self.made, self.made + count))
-        self.kept, self.made = self.kept[:, generator.rows * count :], self.made + count
-        return [frame + more for frame, more in zip(frames, told.unbind(1), strict=True)]
+        heard, count = self.recent.push(features)
+        return self.frames(heard, self.recent.made - count) if count else []
 
-    def flush(self) -> list[Tensor]:
-        """The frames that have waited for what would have come: none."""
-        return []
+    def frames(self, heard: Tensor, first: int) -> list[Tensor]:
+        """Frames (B, D) of what `Recent.push` gives, the first of them number `first`."""
+        levels, made = self.generator.audio_encoder(heard)[:, :, self.generator.lead :], []
+        for t, vector in enumerate(self.generator.branches.audio_part(levels), first):
+            frame = self.x0
+            if t > 0:
+                frame, self.state = self.generator.step(self.state, vector)
+            made.append(frame + self.spontaneous(1)[0])
+        return made
 
 
-class Listener(RollOut):
-    """Roll-outs while energies arrive; every vector of every level is computed once.
-
-    `Generator.listen` makes one.
-    """
-
-    def __init__(self, generator: Generator, x0: Tensor, seed: int) -> None:
-        super().__init__(generator, x0, seed)
-        encoder = generator.audio_encoder
-        widths = [N_FILTERS] + [generator.config.audio_width] * (len(encoder.convolutions) - 1)
-        # Rows that a stage still needs: at first the padding before the sequence.
-        self.inputs = [x0.new_zeros(len(x0), KERNEL // 2, width) for width in widths]
-        # Vectors of each level that are still needed, and the index of the first of them.
-        self.vectors = [x0.new_zeros(len(x0), 0, generator.config.audio_width) for _ in range(LEVELS)]
-        self.first = [0] * LEVELS
-        self.next = 0  # frame whose vectors are due, counted from the start of the lead
-        self.received = -AUDIO_PER_VIDEO * generator.lead  # rows
-        self.push(generator.average_sound(len(x0), generator.lead))
-
-    def push(self, rows: Tensor) -> list[Tensor]:
-        """Audio rows (B, n, 26), any number of them -> the frames (B, D) that can be made now."""
-        self.received += rows.shape[1]
-        return self._heard(rows)
-
-    def flush(self) -> list[Tensor]:
-        """The frames that have waited for what would have come; average sound takes its place."""
-        return self._heard(self.generator.average_sound(len(self.x0), self.generator.follow))
-
-    @torch.inference_mode()
-    def _heard(self, rows: Tensor) -> list[Tensor]:
-        self._encode(self.generator.audio_encoder.norm(rows))
-        ready = min(self.generator.lead + self.received // AUDIO_PER_VIDEO, *map(self._known, range(LEVELS)))
-        levels = torch.stack([self._upsampled(i, ready) for i in range(LEVELS)])
-        begin, self.next = self.next, ready
-        return self._frames(levels, begin - self.generator.lead)
-
-    def _encode(self, x: Tensor) -> None:
-        """Rows (B, n, 26), standardised, through all stages as far as they go."""
-        encoder = self.generator.audio_encoder
-        for stage, kept in enumerate(self.inputs):
-            x = torch.cat([kept, x], dim=1)
-            count = max(0, (x.shape[1] - KERNEL) // 2 + 1)
-            self.inputs[stage] = x[:, 2 * count :]
-            if count == 0:
-                return
-            x = encoder.stage(stage, x)
-            if stage > 0:
-                self.vectors[stage - 1] = torch.cat([self.vectors[stage - 1], x], dim=1)
-
-    def _known(self, level: int) -> int:
-        """Frames, counted from the start of the lead, whose vector of a level can be computed."""
-        last = self.first[level] + self.vectors[level].shape[1] - 1
-        return 2**level * last + 1 + self.generator.audio_encoder.delays[level]
-
-    def _upsampled(self, level: int, stop: int) -> Tensor:
-        """Vectors (B, stop - next, width) of the frames due, as `AudioEncoder`; forgets what is not needed again."""
-        factor, delay = 2**level, self.generator.audio_encoder.delays[level]
-        times = torch.arange(self.next, stop).sub(delay).clamp_min(0)
-        left = times // factor - self.first[level]
-        right = (left + 1).clamp_max(self.vectors[level].shape[1] - 1)
-        share = (times % factor / factor)[None, :, None]
-        vectors = self.vectors[level]
-        found = torch.lerp(vectors[:, left], vectors[:, right], share.to(vectors))
-        done = max(0, stop - delay) // factor - self.first[level]
-        self.vectors[level], self.first[level] = vectors[:, done:], self.first[level] + done
-        return found
-
-
-def build_generator(config: dict[str, Any]) -> Generator:
+def build_generator(config: dict[str, Any]) -> nn.Module:
     """The generator of a model file, from the GeneratorConfig stored in it (among other things)."""
+    if config.get("lookahead") is not None:
+        raise InputError(
+            "a live generator of an earlier version of MS-Sync; one that hears speech serves live sessions"
+        )
     sizes = {field.name for field in fields(GeneratorConfig)}
-    return Generator(GeneratorConfig(**{name: value for name, value in config.items() if name in sizes}))
+    return new_generator(GeneratorConfig(**{name: value for name, value in config.items() if name in sizes}))
+
+
+def new_generator(config: GeneratorConfig) -> nn.Module:
+    """A `Generator` of keypoints, or a `FaceGenerator` of motion of the space face-1."""
+    if config.space == SPACE:
+        from mssync.face_generator import FaceGenerator
+
+        return FaceGenerator(config)
+    return Generator(config)

@@ -6,7 +6,8 @@ keypoint, row by row. One frame of it, (10, 6), is called a pose.
 
 Motion belongs to a *space*, that of the keypoint detector which reads it. A space has a name, given once, when its
 detector is trained or a public checkpoint is converted, and stored in every file that holds motion or was
-trained on it. Files fit when the names are the same.
+trained on it. Files fit when the names are the same. Motion of the space `face-1` is no keypoints but (T, 50): see
+`mssync.face1`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from mssync.errors import InputError, PathLike, input_file, written_whole
 from mssync.video import FPS
 
 KEYPOINTS, VALUES = 10, 6  # numbers of one frame; 10 × 6 = the 60 of the paper's section 3
+FACE, FACE_NUMBERS = "face-1", 50  # the space that is no keypoints, and the numbers of one frame
 MIN_SPREAD = 0.1  # rigid keypoints count as spread in a direction from this share of their largest spread on
 MIN_AREA_RATIO = 0.1  # no head shrinks to less than this between frames: such a fit is noise
 MAX_FILE = 1 << 30  # bytes that a motion file may unpack to: two days of motion
@@ -145,27 +147,6 @@ def control(
     return join(coordinates, affine[..., :2] @ (rest + expression * (jacobian - rest)))
 
 
-# Idle motion
-
-# (period in seconds, amplitude) of sways to the side, up and down (in coordinates), and of roll (in radians): a person
-# who listens. Periods that never meet, all at rest in frame 0.
-SWAYS = (((7.3, 0.006), (3.1, 0.002)), ((5.3, 0.005), (2.3, 0.0015)), ((8.9, 0.010), (4.1, 0.003)))
-
-
-def idle(reference: np.ndarray, motion: np.ndarray, start: int = 0) -> np.ndarray:
-    """A gentle sway of the head on top of a motion, so that a face in silence is no photograph.
-
-    reference: (10, 6) pose, around whose centre the head rolls; motion: (T, 10, 6), frame 0 of it being frame `start`.
-    Less than a pixel and a half of 256 and three quarters of a degree. Returns (T, 10, 6).
-    """
-    seconds = np.arange(start, start + len(motion)) / FPS
-    side, up, roll = (sum(a * np.sin(2 * np.pi * seconds / period) for period, a in sway) for sway in SWAYS)
-    turn = np.stack([np.cos(roll), -np.sin(roll), np.sin(roll), np.cos(roll)], -1).reshape(-1, 1, 2, 2)
-    centre = points(reference).mean(-2) + np.stack([side, up], -1)[:, None]
-    around = points(motion).astype(np.float64) - points(reference).mean(-2)
-    return join((turn @ around[..., None])[..., 0] + centre, turn @ jacobians(motion))
-
-
 # Transfer from one person to another
 
 FLAT = 0.4  # ratio of the axes of a Jacobian below which it is not divided by
@@ -223,7 +204,7 @@ class MotionFile:
     """What a motion file holds.
 
     Attributes:
-        motion: (T, 10, 6) float32
+        motion: (T, 10, 6) float32, or (T, 50) of the space face-1
         space: the name of the motion's space; of a file of version 0.1 the kind of its reenactor
         source_size: height and width in pixels of the picture or video that it was made for or read from
     """
@@ -238,7 +219,7 @@ def save_motion(path: PathLike, motion: np.ndarray, *, space: str, source_size: 
 
     Raises InputError when the motion is malformed or the file cannot be written.
     """
-    check_motion(motion, str(path))
+    check_motion(motion, str(path), space)
     with written_whole(path, ".npz") as part:
         np.savez_compressed(
             part,
@@ -264,16 +245,18 @@ def load_motion(path: PathLike) -> MotionFile:
         raise
     except Exception as error:  # a damaged archive may raise anything, MemoryError too
         raise InputError(f"{path}: not a motion file; make one with `mssync motion`") from error
-    check_motion(motion, str(path))
+    check_motion(motion, str(path), space)
     if fps != FPS:
         raise InputError(f"{path}: {fps} frames a second; motion has {FPS}")
     return MotionFile(motion.astype(np.float32), space_name(space), (height, width))
 
 
-def check_motion(motion: np.ndarray, name: str) -> None:
-    """Raise InputError, naming `name`, unless motion is (T, 10, 6), T > 0, of finite floating-point numbers."""
-    if motion.ndim != 3 or motion.shape[1:] != (KEYPOINTS, VALUES) or len(motion) == 0:
+def check_motion(motion: np.ndarray, name: str, space: str = UNNAMED) -> None:
+    """Raise InputError, naming `name`, unless motion is (T, 10, 6), or (T, 50) in the space face-1, T > 0, of finite
+    floating-point numbers."""
+    wanted = (FACE_NUMBERS,) if space == FACE else (KEYPOINTS, VALUES)
+    if motion.shape[1:] != wanted or len(motion) == 0:
         shape = " × ".join(map(str, motion.shape))
-        raise InputError(f"{name}: motion is {shape}, not frames × {KEYPOINTS} × {VALUES}")
+        raise InputError(f"{name}: motion is {shape}, not frames × {' × '.join(map(str, wanted))}")
     if not np.issubdtype(motion.dtype, np.floating) or not np.isfinite(motion).all():
         raise InputError(f"{name}: motion holds values that are no finite numbers")

@@ -131,7 +131,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int, hidden: int, left: int) -> None:
         super().__init__()
-        self.left = left
+        self.left, self.dropout = left, 0.0
         taps = left + 1 + AHEAD
         self.taps = nn.Parameter(torch.randn(width, taps) * taps**-0.5)
         self.ahead = nn.Embedding(AHEAD + 1, width)  # makes up for taps that are not used
@@ -150,7 +150,10 @@ class Block(nn.Module):
             image, kernel = x.transpose(1, 2)[:, :, None], taps[:, None, None]
             mixed = F.conv2d(image, kernel, self.ahead.weight[ahead], groups=len(taps))[:, :, 0].transpose(1, 2)
         here = x[:, self.left : self.left + count]
-        return here + self.contract(F.gelu(self.expand(self.norm(mixed))))
+        hidden = F.gelu(self.expand(self.norm(mixed)))
+        if self.training and self.dropout:  # whole channels of a recording
+            hidden = hidden * F.dropout(hidden.new_ones(len(hidden), 1, hidden.shape[2]), self.dropout)
+        return here + self.contract(hidden)
 
 
 class SpeechEncoder(nn.Module):

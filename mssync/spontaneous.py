@@ -20,7 +20,7 @@ NUMBERS = PLACE + 1
 HOLD = 50  # frames that a place is held on average: poses 1 s apart share half of their variance, 3 s apart little
 TURN = 3.5  # frames that each of STAGES first-order lags takes: a turn lasts about 0.6 s
 STAGES = 3
-DEVIATION = 1.0  # of places: as the root mean square of people in clips of seconds
+DEVIATION = 1.3  # of places, by the root mean square of people: so heads go about as far as theirs (on `val`)
 FARTHEST = 1.5  # deviations: few portraits can be drawn farther from where they were
 # How far the eyes are closed in a blink, frame by frame: the median of 1,700 real ones, a little deeper, as their
 # motion was smoothed. People blink 20 to 30 times a minute, and often as they turn.

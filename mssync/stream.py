@@ -14,11 +14,9 @@ import numpy as np
 import torch
 
 from mssync.animate import DRAWN, Pipeline, Portrait, check_options
-from mssync.audio import SAMPLE_RATE, FeatureStream
+from mssync.audio import SAMPLE_RATE
 from mssync.errors import InputError
 from mssync.inputs import MAX_CHANNELS, Array, Picture, array_of, checked_rate, samples_of, type_name
-from mssync.motion import KEYPOINTS, VALUES, control, idle
-from mssync.speech import SpeechStream
 from mssync.video import FPS
 
 
@@ -59,15 +57,12 @@ class StreamingAnimator:
         if pipeline.sized is not None:
             pipeline.sized.ready(self.portrait.state, size)
         self.head_motion, self.expression = head_motion, expression
-        self.lookahead = generator.follow
-        if pipeline.ears is not None:
-            self.lookahead = 1 + pipeline.ahead * FPS // 1000
+        assert pipeline.ears is not None
+        self.lookahead = 1 + pipeline.ahead * FPS // 1000
         self.latency = self.lookahead / FPS
         self.made = 0
-        self._features: FeatureStream | SpeechStream = (
-            FeatureStream(pipeline.audio_kind) if pipeline.ears is None else pipeline.ears.start(pipeline.ahead)
-        )
-        first = torch.from_numpy(self.portrait.pose).flatten()[None].to(pipeline.device)
+        self._features = pipeline.ears.start(pipeline.ahead)
+        first = torch.from_numpy(pipeline.first(self.portrait)).flatten()[None].to(pipeline.device)
         self._listener = generator.listen(first, seed)
         self._flushed = False
 
@@ -85,26 +80,27 @@ class StreamingAnimator:
         return self.draw(self.flush_motion())
 
     def push_motion(self, samples: Array) -> np.ndarray:
-        """As `push`, but the motion (n, 10, 6) alone, for callers that need not draw every frame."""
+        """As `push`, but the motion alone, for callers that need not draw every frame: (n, 10, 6), or (n, 50) of the
+        space face-1."""
         if self._flushed:
             raise InputError("this stream has ended; make a new StreamingAnimator for the next one")
         return self._motion(self._hear(self._resampled.push(_mono(samples))))
 
     def flush_motion(self) -> np.ndarray:
-        """As `flush`, but the motion (n, 10, 6) alone."""
+        """As `flush`, but the motion alone."""
         if self._flushed:
             return self._motion([])
         self._flushed = True
         last = self._hear(self._resampled.flush())
         last += self._listener.push(self._features.flush()[None].to(self.pipeline.device))
-        return self._motion(last + self._listener.flush())
+        return self._motion(last)
 
     def draw(self, motion: np.ndarray) -> list[np.ndarray]:
-        """Frames for motion (n, 10, 6) that `push_motion` made."""
+        """Frames for motion that `push_motion` made."""
         return list(self.pipeline.draw(self.portrait, motion, self.size)) if len(motion) else []
 
     def picture(self, motion: np.ndarray) -> np.ndarray:
-        """The frame of motion (10, 6), drawn in this thread."""
+        """The frame of one frame's motion, drawn in this thread."""
         return self.pipeline.draw_here(self.portrait, motion[None], self.size)[0]
 
     def _hear(self, waveform: np.ndarray) -> list[torch.Tensor]:
@@ -112,12 +108,10 @@ class StreamingAnimator:
 
     def _motion(self, frames: list[torch.Tensor]) -> np.ndarray:
         if not frames:
-            return np.zeros((0, KEYPOINTS, VALUES), np.float32)
-        made = torch.cat(frames).unflatten(1, (KEYPOINTS, VALUES)).cpu().numpy()
-        motion = idle(self.portrait.pose, made, start=self.made)
+            return np.zeros((0, *self.pipeline.first(self.portrait).shape), np.float32)
+        motion = self.pipeline.moves(torch.cat(frames))
         self.made += len(motion)
-        rigid = self.pipeline.reenactor.rigid
-        return control(self.portrait.pose, motion, rigid, head=self.head_motion, expression=self.expression)
+        return self.pipeline.controlled(self.portrait, motion, self.head_motion, self.expression)
 
 
 class Resampler:

@@ -15,6 +15,7 @@ import mssync
 from mssync import animate as A
 from mssync import motion as M
 from mssync.errors import InputError
+from mssync.face1 import PLACE
 from mssync.video import VideoReader, write_video
 
 SHIPPED = all((A.MODELS["compact"] / name).is_file() for name in (A.REENACTOR_FILE, A.GENERATOR_FILE))
@@ -54,7 +55,7 @@ def test_what_goes_wrong_is_told_to_all_who_ask() -> None:
         yield np.zeros((3, 10, 6), np.float32)
         raise InputError("the video ends here")
 
-    motion = A.GrowingMotion(parts(), 10)
+    motion = A.GrowingMotion(parts(), 10, (10, 6))
     assert len(motion[:3]) == 3
     for _ in range(2):
         with pytest.raises(InputError, match="ends here"):
@@ -117,8 +118,24 @@ def test_another_seed_turns_the_head_elsewhere() -> None:
         talker.animate(picture, speech(4.0), sample_rate=16000, seed=seed).motion[:] for seed in (1, 1, 2)
     )
     assert np.array_equal(first, again)
-    places = [motion[:, :, :2].mean(1) for motion in (first, other)]
-    assert np.abs(places[0] - places[1]).max() > 0.01
+    assert first.shape == (100, 50)
+    assert np.abs(first - other)[:, PLACE].max() > 0.01
+
+
+def test_saved_motion_is_drawn_again(tmp_path) -> None:
+    """Motion of the space face-1 makes the same frames from its file; what draws keypoints alone refuses it."""
+    talker, picture = A.load(), Path(mssync.__file__).parent / "assets" / "demo_portrait.jpg"
+    portrait = talker.portrait(picture)
+    frames = talker.animate(portrait, speech(0.4), sample_rate=16000, size=128)
+    frames.save_motion(tmp_path / "m.npz")
+    assert M.load_motion(tmp_path / "m.npz").space == frames.space == "face-1"
+    for given in (tmp_path / "m.npz", frames.motion):
+        again = talker.render(portrait, given, size=128)
+        for one, two in zip(talker.animate(portrait, speech(0.4), sample_rate=16000, size=128), again, strict=True):
+            np.testing.assert_array_equal(one, two)
+    flat = A.Pipeline(FakeReenactor(), FakeGenerator(), face_mesh=FakeMesh())
+    with pytest.raises(InputError, match="motion of the space 'face-1'"):
+        flat.render(np.full((300, 300, 3), 99, np.uint8), tmp_path / "m.npz")
 
 
 @pytest.mark.parametrize(

@@ -38,16 +38,24 @@ from mssync.config import GeneratorConfig
 from mssync.cores import Cores
 from mssync.errors import InputError
 from mssync.generator import Generator
+from mssync.speech import SpeechEncoder
 
 SMALL = GeneratorConfig(
-    layers=1, heads=2, width=16, feed_forward=24, context=6, audio_width=12, branch_hidden=10, lookahead=4
+    layers=1, heads=2, width=16, feed_forward=24, context=6, audio_width=12, branch_hidden=10, hears="speech"
 )
+
+
+def live_talker() -> Pipeline:
+    torch.manual_seed(0)
+    generator, ears = Generator(SMALL), SpeechEncoder(width=32, expansion=1)
+    for network in (generator, ears):
+        network.eval().requires_grad_(False)
+    return Pipeline(FakeReenactor(), generator, ears=ears, live=True, face_mesh=FakeMesh())
 
 
 @pytest.fixture
 def talker() -> Pipeline:
-    torch.manual_seed(0)
-    return Pipeline(FakeReenactor(), Generator(SMALL).eval().requires_grad_(False), face_mesh=FakeMesh())
+    return live_talker()
 
 
 @pytest.fixture

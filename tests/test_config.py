@@ -117,5 +117,5 @@ def test_empty_file_is_the_defaults(tmp_path):
 
 
 def test_unknown_name_lists_the_shipped_ones():
-    with pytest.raises(InputError, match="compact, live, paper, speech"):
+    with pytest.raises(InputError, match="compact, face, paper"):
         load_config("papers")

@@ -13,6 +13,7 @@ from mssync.data.clips import read_clips
 from mssync.data.offsets import MAX_LAG, lag_curve
 from mssync.data.prepare import prepare
 from mssync.data.sequences import (
+    FaceMotion,
     Sequence,
     SequenceBatches,
     _aligned,
@@ -50,17 +51,42 @@ def test_batches_are_aligned_and_a_function_of_their_number() -> None:
 
 
 @pytest.mark.parametrize("augmentation", [None, AugmentationConfig()])
-def test_what_a_live_generator_hears_has_sound_around_it(augmentation: AugmentationConfig | None) -> None:
+def test_what_a_live_generator_hears_has_sound_before_it(augmentation: AugmentationConfig | None) -> None:
+    clip = sequence("a", 30)
+    clip.heard = (clip.audio.clone(),)
+    batches = SequenceBatches([clip], 20, batch=30, seed=0, augmentation=augmentation, before=7)
+    _, audio, _, _, heard = batches(0)
+    assert heard.shape == (30, 4 * 27, 26)
+    if augmentation is None:  # a row says which one it is; the average sound lies where the clip has none
+        assert torch.equal(heard[:, 28:], audio)
+        rows = torch.arange(4.0 * 27) - 28 + audio[:, :1, 0]
+        torch.testing.assert_close(heard[..., 0], torch.where(rows >= 0, rows, clip.audio.mean()))
+
+
+@pytest.mark.parametrize("augmentation", [None, AugmentationConfig()])
+def test_pieces_of_faces(augmentation: AugmentationConfig | None) -> None:
+    """Motion of face-1, then what tells its keypoints: a face at rest, and where the body is."""
     clip = sequence("a", 30)
     clip.heard = (clip.audio,)
-    batches = SequenceBatches([clip], 20, batch=30, seed=0, augmentation=augmentation, around=(7, 4))
-    _, audio, _, _, heard = batches(0)
-    assert heard.shape == (30, 4 * 31, 26)
-    assert torch.equal(heard[:, 28:108], audio)
-    if augmentation is None:  # a row says which one it is; the average sound lies where the clip has none
-        rows = torch.arange(4.0 * 31) - 28 + audio[:, :1, 0]
-        expected = torch.where((rows >= 0) & (rows < 120), rows, clip.audio.mean())
-        torch.testing.assert_close(heard[..., 0], expected)
+    motion = torch.arange(30.0)[:, None].expand(30, 50) / 100
+    clip.faces = tuple(
+        FaceMotion(sign * motion, torch.full((478, 3), sign), motion[0], torch.zeros(478, 3)) for sign in (1.0, -1.0)
+    )
+    batches = SequenceBatches([clip], 20, batch=30, seed=0, augmentation=augmentation, before=7)
+    found, _, other, _, _, rest, body = batches(0)
+    assert (found.shape, other.shape, rest.shape, body.shape) == ((30, 20, 50), (30, 50), (30, 478, 3), (30, 6))
+    side = rest[:, 0, 0]
+    assert set(side.tolist()) == ({1.0} if augmentation is None else {1.0, -1.0})
+    expected = side[:, None] * (torch.arange(20) / 100 + found[:, :1, 20].abs())
+    torch.testing.assert_close(found[..., 20], expected)
+    if augmentation is None:
+        torch.testing.assert_close(found[..., 4], expected)
+        torch.testing.assert_close(body, clip.motion[(100 * found[:, 0, 20]).round().long(), 54:])
+    else:
+        factor = (found[:, :, 5] - expected).exp()
+        torch.testing.assert_close(factor, factor[:, :1].expand(30, 20))
+        shift = found[:, :, 3] - factor * expected
+        torch.testing.assert_close(shift, shift[:, :1].expand(30, 20), atol=1e-5, rtol=0)
 
 
 def test_augmentation_is_one_scale_and_one_shift_an_axis() -> None:

@@ -17,12 +17,11 @@ from PIL import Image
 pytest.importorskip("starlette")
 import quickwork
 from starlette.testclient import TestClient
-from test_app import SMALL
+from test_app import live_talker
 
 from mssync.animate import Pipeline
 from mssync.app import jobs, limits, overlay, place, work
 from mssync.errors import InputError
-from mssync.generator import Generator
 from mssync.video import VideoReader, probe
 
 # ---- the jobs
@@ -141,8 +140,7 @@ def studio(tmp_path, monkeypatch):
 
     monkeypatch.setattr(place.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(jobs, "serve", quickwork.serve)
-    talker = Pipeline(FakeReenactor(), Generator(SMALL).eval().requires_grad_(False), face_mesh=FakeMesh())
-    with TestClient(module.create_studio(talker), base_url="http://localhost") as client:
+    with TestClient(module.create_studio(live_talker()), base_url="http://localhost") as client:
         yield client
     assert not list(tmp_path.glob("mssync-studio-*"))
 

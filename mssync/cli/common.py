@@ -97,7 +97,7 @@ ModelOption = Annotated[
 ]
 
 ConfigOption = Annotated[
-    str, typer.Option(metavar="NAME|PATH", help="compact, live, paper, speech, or a YAML file of that form.")
+    str, typer.Option(metavar="NAME|PATH", help="compact, face, paper, or a YAML file of that form.")
 ]
 
 

@@ -154,6 +154,7 @@ def eval_sync(
     from dataclasses import asdict
 
     from mssync.data.sequences import read_sequences
+    from mssync.face1 import SPACE
     from mssync.metrics import synchrony
     from mssync.syncer import SyncerPyramid
     from mssync.video import FPS
@@ -164,7 +165,8 @@ def eval_sync(
     judges.check_space(clips[0].space)
     scores = [*synchrony.conditions(judges, clips), *synchrony.baselines(judges, clips)]
     for label, (generator, hear) in generators.items():
-        heard = read_sequences(data, split, round(min_seconds * FPS), hear=hear) if hear else clips
+        faces = generator.config.space == SPACE
+        heard = read_sequences(data, split, round(min_seconds * FPS), hear=hear, faces=faces) if hear else clips
         scores += synchrony.generated(judges, generator, heard, label)
     lines = synchrony.lines(scores)
     if output is not None:
@@ -233,6 +235,7 @@ def eval_motion(
     from dataclasses import asdict
 
     from mssync.data.sequences import read_sequences
+    from mssync.face1 import SPACE
     from mssync.metrics import motions
     from mssync.metrics.synchrony import roll_out
     from mssync.video import FPS
@@ -241,7 +244,8 @@ def eval_motion(
     clips = read_sequences(data, split, round(min_seconds * FPS))
     made = {}
     for label, (generator, hear) in generators.items():
-        heard = read_sequences(data, split, round(min_seconds * FPS), hear=hear) if hear else clips
+        faces = generator.config.space == SPACE
+        heard = read_sequences(data, split, round(min_seconds * FPS), hear=hear, faces=faces) if hear else clips
         made[label] = [roll_out(generator, clip) for clip in heard]
     systems = motions.compare(clips, made)
     if json_file is not None:
@@ -285,7 +289,9 @@ def eval_drift(
 
     talker = load(model)
     sound = np.resize(load_audio(audio), round(minutes * 60 * SAMPLE_RATE))
-    motion = torch.from_numpy(np.stack(list(talker.animate(image, sound, sample_rate=SAMPLE_RATE).motion))).flatten(1)
+    portrait = talker.portrait(image)
+    made = talker.animate(portrait, sound, sample_rate=SAMPLE_RATE).motion
+    motion = torch.from_numpy(talker.shown(portrait, made)[0] if made.ndim == 2 else made).flatten(1)
     heard = features(torch.from_numpy(sound), n_video_frames=len(motion))
     judges = SyncerPyramid.load()
     rows = [asdict(row) for row in synchrony.minutes(judges, motion, heard, talker.reenactor.needs_landmarks)]

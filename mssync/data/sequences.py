@@ -10,6 +10,7 @@ space and the kind of audio features. ``preprocess --model`` puts the same file 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mssync.audio import AUDIO_PER_VIDEO, features, live_features
+from mssync.audio import AUDIO_PER_VIDEO, features
 from mssync.config import AugmentationConfig, GeneratorConfig
 from mssync.data import shards
 from mssync.data.clips import SPLITS, Clip, read_clips
@@ -27,9 +28,10 @@ from mssync.data.offsets import OFFSETS
 from mssync.data.offsets import estimate as estimate_offsets
 from mssync.data.own import read_recordings
 from mssync.errors import InputError, PathLike, written_whole
+from mssync.face1 import PLACE, SIZE, clip_motion, neutral, read
 from mssync.faces import mirrored_landmarks
 from mssync.motion import smooth, space_name
-from mssync.reenact import Reenactor
+from mssync.reenact import N_VALUES, Reenactor
 from mssync.speech import FILE_AHEAD, LIVE_AHEAD, SpeechEncoder
 
 Hear = Callable[[NDArray[np.float32], str, int], list[Tensor]]
@@ -37,6 +39,18 @@ Hear = Callable[[NDArray[np.float32], str, int], list[Tensor]]
 with as many rows a video frame."""
 MOTION = "motion"  # the folder of what `extract` makes, in the prepared folder
 BATCH = 32  # frames
+BODY_NUMBERS = slice(-N_VALUES, None)  # of keypoints: the one of neck and shoulders
+
+
+@dataclass
+class FaceMotion:
+    """A clip's motion in the space face-1: (T, 50), and the person's face at rest (478, 3); and what is known of a
+    portrait that is its first frame: start (50,), start_rest (478, 3)."""
+
+    motion: Tensor
+    rest: Tensor
+    start: Tensor
+    start_rest: Tensor
 
 
 @dataclass
@@ -46,6 +60,7 @@ class Sequence:
     space, features: the name of the motion's space and the kind of audio features; "" for motion of your own, of which
     nobody knows what is left and right: it has no `mirrored`.
     heard: what generators get in place of audio, versions (rows T, n) of it: see `listening`.
+    faces: the same motion in the space face-1, as it is and mirrored, where that is asked for.
     """
 
     name: str
@@ -58,6 +73,7 @@ class Sequence:
     mirrored: Tensor | None
     audio: Tensor
     heard: tuple[Tensor, ...] = ()
+    faces: tuple[FaceMotion, FaceMotion] | None = None
 
     def __len__(self) -> int:
         return len(self.motion)
@@ -161,28 +177,25 @@ def listening(
     ears: the speech encoder of one that hears speech; ahead: ms that its features look ahead, a version each.
     """
     if config.hears == "energies":
-        return None if config.lookahead is None else _live
+        return None
     encoder = SpeechEncoder.load(ears)
     return lambda waveform, kind, frames: [encoder.features(waveform, ms, frames) for ms in ahead]
 
 
-def _live(waveform: NDArray[np.float32], kind: str, frames: int) -> list[Tensor]:
-    return [live_features(waveform, kind, frames)]
-
-
 def read_sequences(
-    data: str | Path, split: str, min_frames: int, taps: int = 3, hear: Hear | None = None
+    data: str | Path, split: str, min_frames: int, taps: int = 3, hear: Hear | None = None, faces: bool = False
 ) -> list[Sequence]:
     """Sequences of one split that are at least `min_frames` long.
 
     data: a prepared folder, whose keypoints are smoothed over `taps` frames (*ref*), and whose sound is moved back
     where the folder has an offsets.json (by clip, by how many video frames its sound is late); or an .npz file of your
-    own motion (`mssync.data.own`), taken as it is. hear: makes `Sequence.heard` of the clips' sound.
+    own motion (`mssync.data.own`), taken as it is. hear: makes `Sequence.heard` of the clips' sound; faces: whether
+    `Sequence.faces` are made of their meshes.
 
     Raises InputError when motion has not been extracted yet, or nothing is long enough.
     """
     own = Path(data).is_file()
-    found = _own(data, split, min_frames) if own else _prepared(data, split, min_frames, taps, hear)
+    found = _own(data, split, min_frames) if own else _prepared(data, split, min_frames, taps, hear, faces)
     if not found:
         raise InputError(f"{data}: no clip of the split {split!r} has {min_frames} frames or more")
     return found
@@ -195,7 +208,9 @@ def _own(path: str | Path, split: str, min_frames: int) -> list[Sequence]:
     ]
 
 
-def _prepared(folder: str | Path, split: str, min_frames: int, taps: int, hear: Hear | None) -> list[Sequence]:
+def _prepared(
+    folder: str | Path, split: str, min_frames: int, taps: int, hear: Hear | None, faces: bool
+) -> list[Sequence]:
     found = []
     table = Path(folder) / OFFSETS
     offsets = json.loads(table.read_text(encoding="utf-8")) if table.exists() else {}
@@ -207,13 +222,24 @@ def _prepared(folder: str | Path, split: str, min_frames: int, taps: int, hear: 
         sounds = [data["audio"], *(sound.numpy() for sound in heard)]
         late = int(offsets.get(clip.entry.name, 0))
         motion, mirrored, *sounds = _aligned(motion, mirrored, *sounds, late=late)
+        kept = slice(max(0, -late), len(clip) - max(0, late))
         if len(motion) >= min_frames:
             tensors = (torch.from_numpy(np.ascontiguousarray(x, np.float32)) for x in (motion, mirrored, *sounds))
             entry = clip.entry
             moves, turned, audio, *versions = tensors
             about = (entry.name, entry.identity, entry.corpus, entry.stabilised, space, kind)
-            found.append(Sequence(*about, moves, turned, audio, tuple(versions)))
+            seen = _faces(clip.landmarks[kept], taps) if faces else None
+            found.append(Sequence(*about, moves, turned, audio, tuple(versions), seen))
     return found
+
+
+def _faces(landmarks: NDArray, taps: int) -> tuple[FaceMotion, FaceMotion]:
+    found = []
+    for meshes in (landmarks, mirrored_landmarks(landmarks)):
+        first = neutral(meshes[0])
+        arrays = (*clip_motion(meshes, taps), read(meshes[0], first), first)
+        found.append(FaceMotion(*map(torch.from_numpy, arrays)))
+    return found[0], found[1]
 
 
 def validation_batches(
@@ -223,13 +249,14 @@ def validation_batches(
     batch: int,
     count: int,
     taps: int,
-    around: tuple[int, int] | None = None,
+    before: int | None = None,
     hear: Hear | None = None,
+    faces: bool = False,
 ) -> list[tuple[Tensor, ...]]:
-    """Fixed batches of the `val` split; of `train` where there is no other. around: as in `SequenceBatches`."""
+    """Fixed batches of the `val` split; of `train` where there is no other. before: as in `SequenceBatches`."""
     held_out = read_recordings(data, "val", frames) if Path(data).is_file() else _clips(data, "val")
-    sequences = read_sequences(data, "val", frames, taps, hear) if held_out else train
-    batches = SequenceBatches(sequences, frames, batch, seed=12345, around=around)
+    sequences = read_sequences(data, "val", frames, taps, hear, faces) if held_out else train
+    batches = SequenceBatches(sequences, frames, batch, seed=12345, before=before)
     return [batches(n) for n in range(count)]
 
 
@@ -248,7 +275,7 @@ class SequenceBatches:
     """Random batches of equally long pieces; batch n is a function of (seed, n) alone (exact resume).
 
     augmentation: None for the pieces as they are.
-    around: frames before and after a piece that are heard, too, where sequences have something that generators get in
+    before: frames before a piece that are heard, too, where sequences have something that generators get in
         place of audio: a batch then ends with heard (B, rows (before + frames + after), n), a version of it drawn by
         chance.
     disturb: what is done to the sound (4 frames, 26) of a piece at last, with the random numbers of its batch.
@@ -262,13 +289,13 @@ class SequenceBatches:
         batch: int,
         seed: int,
         augmentation: AugmentationConfig | None = None,
-        around: tuple[int, int] | None = None,
+        before: int | None = None,
         disturb: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None,
         strangers: bool = False,
     ) -> None:
-        self.around, self.disturb = around, disturb
+        self.before, self.disturb = before, disturb
         self.means = [s.motion.mean(0) for s in sequences] if strangers else None
-        if around is not None:
+        if before is not None:
             self.average = torch.cat([sound for s in sequences for sound in s.heard]).mean(0)
         self.frames, self.batch, self.seed, self.augmentation = frames, batch, seed, augmentation
         self.identities: dict[str, list[Sequence]] = {}
@@ -285,7 +312,8 @@ class SequenceBatches:
 
     def __call__(self, n: int) -> tuple[Tensor, ...]:
         """Batch n: motion (B, frames, D), audio (B, 4 * frames, 26), another frame of each clip (B, D), the clips'
-        numbers (B,), and what is heard where `around` is given."""
+        numbers (B,), and what is heard where `before` is given. Where sequences have `faces`, motion is that of face-1,
+        and faces at rest (B, 478, 3) and keypoints of the bodies in the first frame (B, 6) come last."""
         rng = np.random.default_rng((self.seed, n))
         return tuple(map(torch.stack, zip(*(self._piece(rng) for _ in range(self.batch)), strict=True)))
 
@@ -297,32 +325,52 @@ class SequenceBatches:
         settings = self.augmentation
         mirrored = settings is not None and rng.random() < settings.flip
         whole = sequence.mirrored if mirrored and sequence.mirrored is not None else sequence.motion
+        if sequence.faces is not None:
+            return self._face_piece(sequence, sequence.faces[mirrored], whole[start, BODY_NUMBERS], start, other, rng)
         motion = torch.cat([whole[start : start + self.frames], whole[other : other + 1]])
         if self.means is not None:
             motion = motion - whole.mean(0) + self.means[rng.integers(len(self.means))]
         audio = sequence.audio[AUDIO_PER_VIDEO * start : AUDIO_PER_VIDEO * (start + self.frames)]
-        heard = self._around(sequence, start, rng)
+        heard = self._heard(sequence, start, rng)
         if settings is not None:
             motion = augmented(motion, settings, rng, keypoints=sequence.mirrored is not None)
-            shift = jitter(float(sequence.audio.max() - sequence.audio.min()), settings, rng)
-            audio = audio + shift
-            if heard and heard[0].shape[1] == audio.shape[1]:  # energies, too; features of speech know no level
-                heard = [heard[0] + shift]
+            audio = audio + jitter(float(sequence.audio.max() - sequence.audio.min()), settings, rng)
         if self.disturb is not None:
             audio = torch.from_numpy(self.disturb(audio.numpy(), rng))
         return [motion[:-1], audio, motion[-1], torch.tensor(self.numbers[sequence.name]), *heard]
 
-    def _around(self, sequence: Sequence, start: int, rng: np.random.Generator) -> list[Tensor]:
-        """What is heard of a piece of a clip, in a list; an empty one without `around`."""
-        if self.around is None or not sequence.heard:
+    def _face_piece(
+        self, sequence: Sequence, face: FaceMotion, body: Tensor, start: int, other: int, rng: np.random.Generator
+    ) -> list[Tensor]:
+        """What `__call__` says, of a sequence that has `faces`."""
+        motion = torch.cat([face.motion[start : start + self.frames], face.motion[other : other + 1]])
+        audio = sequence.audio[AUDIO_PER_VIDEO * start : AUDIO_PER_VIDEO * (start + self.frames)]
+        if self.augmentation is not None:
+            motion, body = moved(motion, body, self.augmentation, rng)
+        number = torch.tensor(self.numbers[sequence.name])
+        return [motion[:-1], audio, motion[-1], number, *self._heard(sequence, start, rng), face.rest, body]
+
+    def _heard(self, sequence: Sequence, start: int, rng: np.random.Generator) -> list[Tensor]:
+        """What is heard of a piece of a clip, in a list; an empty one without `before`."""
+        if self.before is None or not sequence.heard:
             return []
-        versions = sequence.heard
-        sound = versions[0] if len(versions) == 1 else versions[rng.integers(len(versions))]
+        sound = sequence.heard[rng.integers(len(sequence.heard))]
         rows = len(sound) // len(sequence)
-        begin, end = rows * (start - self.around[0]), rows * (start + self.frames + self.around[1])
-        left, right = max(0, -begin), max(0, end - len(sound))
-        parts = [self.average.expand(left, -1), sound[max(0, begin) : end], self.average.expand(right, -1)]
-        return [torch.cat(parts)]
+        begin, end = rows * (start - self.before), rows * (start + self.frames)
+        return [torch.cat([self.average.expand(max(0, -begin), -1), sound[max(0, begin) : end]])]
+
+
+def moved(
+    motion: Tensor, body: Tensor, settings: AugmentationConfig, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """As `augmented`: motion (T, 50) of the space face-1, and the body's keypoint (6,); elsewhere, larger, smaller."""
+    factor = float(rng.uniform(1 - settings.scale, 1 + settings.scale))
+    shift = torch.from_numpy(rng.uniform(-settings.shift, settings.shift, 2).astype(np.float32))
+    motion, body = motion.clone(), body.clone()
+    motion[:, PLACE] = factor * motion[:, PLACE] + shift
+    motion[:, SIZE] += math.log(factor)
+    body[:2] = factor * body[:2] + shift
+    return motion, body
 
 
 def augmented(motion: Tensor, settings: AugmentationConfig, rng: np.random.Generator, keypoints: bool = True) -> Tensor:

@@ -36,7 +36,7 @@ def drawing(pipeline: Pipeline) -> Drawer:
         size, poses, meshes = clip.size, keypoints(pipeline, clip), in_whole(clip)
         box = Box(0, 0, size)
         state = pipeline.prepared(clip.real[0], box, clip.landmarks[0], poses[:1])
-        portrait = Portrait(clip.real[0], box, poses[0], state, (size, size), meshes[0, :, :2])
+        portrait = Portrait(clip.real[0], box, poses[0], state, (size, size), meshes[0])
         for pose, mesh in zip(poses, meshes, strict=True):
             yield pipeline.draw_here(portrait, pose[None], size, mesh[None, :, :2])[0]
 

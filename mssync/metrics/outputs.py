@@ -62,4 +62,4 @@ def clip_portrait(pipeline: Pipeline, clip: Clip, t: int) -> Portrait:
     motion = pipeline.keypoints(frame[None], mesh[None])
     landmarks = (mesh + np.array([1, 1, 0], np.float32)) * (SIZE / 2)
     state = pipeline.prepared(frame, box, landmarks, motion)
-    return Portrait(frame, box, motion[0], state, (SIZE, SIZE), mesh[:, :2])
+    return Portrait(frame, box, motion[0], state, (SIZE, SIZE), mesh)

@@ -20,7 +20,9 @@ import torch
 from torch import Tensor
 
 from mssync.audio import AUDIO_PER_VIDEO
+from mssync.data.sequences import BODY_NUMBERS
 from mssync.data.sequences import Sequence as Clip
+from mssync.face1 import FaceSpace
 from mssync.metrics.estimates import Estimate, mean
 from mssync.metrics.head import HeadFigures, head_figures, motion_poses
 from mssync.pyramid import pyramid
@@ -153,9 +155,17 @@ def generated(syncers: SyncerPyramid, generator: Any, clips: Sequence[Clip], sys
 
 @torch.no_grad()
 def roll_out(generator: Any, clip: Clip) -> Tensor:
-    """Generated motion (T, D) of a clip's first frame and speech; the head turns in each clip in its own way."""
+    """Generated motion (T, D) of a clip's first frame and speech; the head turns in each clip in its own way.
+
+    Motion of the space face-1 comes as the keypoints of the space compact-1 that it shows.
+    """
     heard = clip.heard[0] if clip.heard else clip.audio
-    return torch.stack(list(generator.stream(clip.motion[0], heard, own_seed(clip.name))))[: len(clip)]
+    face = None if clip.faces is None else clip.faces[0]
+    start = clip.motion[0] if face is None else face.start
+    made = torch.stack(list(generator.stream(start, heard, own_seed(clip.name))))[: len(clip)]
+    if face is None:
+        return made
+    return FaceSpace().keypoints(made, face.start_rest, face.start, clip.motion[0, BODY_NUMBERS])
 
 
 def _others(clips: Sequence[Clip]) -> list[Clip]:

@@ -17,6 +17,7 @@ import numpy as np
 from mssync.config import load_config
 from mssync.data.sequences import listening, read_sequences
 from mssync.errors import written_whole
+from mssync.face1 import SPACE
 from mssync.metrics import synchrony
 from mssync.speech import FILE, FILE_AHEAD
 from mssync.syncer import SyncerPyramid
@@ -65,7 +66,10 @@ class Study:
         path = train(config, self.data, self.syncers, self.runs / name)
         generator: Any = load_model(path, kinds=("generator",))[0]
         hear = listening(generator.config, path.parent / FILE, (FILE_AHEAD,))
-        clips = self.clips if hear is None else read_sequences(self.data, self.split, MIN_FRAMES, hear=hear)
+        faces = generator.config.space == SPACE
+        clips = (
+            self.clips if hear is None else read_sequences(self.data, self.split, MIN_FRAMES, hear=hear, faces=faces)
+        )
         apart, speeds = [], []
         for clip in clips:
             made = synchrony.roll_out(generator, clip)

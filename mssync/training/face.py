@@ -47,11 +47,11 @@ class FaceLosses(Face):
         """
         return _moving_apart(self.pose(motion), self.pose(generated), POSE_WINDOWS, POSE_BAND)
 
-    def mouth_loss(self, motion: Tensor, generated: Tensor) -> Tensor:
+    def mouth_loss(self, motion: Tensor, generated: Tensor, times: float = 1.0) -> Tensor:
         """How much and how fast the mouth opens and widens, whenever: as `pose_loss`, as squared distances are least
-        for lips that move less than real ones by as much as speech leaves untold."""
+        for lips that move less than real ones by as much as speech leaves untold. times: as far as the real ones."""
         real, made = (torch.stack([self.opening(x), self.width(x)], -1) for x in (motion, generated))
-        return _moving_apart(real, made, MOUTH_WINDOWS, MOUTH_BAND)
+        return _moving_apart(times * real, made, MOUTH_WINDOWS, MOUTH_BAND)
 
     def contact_loss(self, motion: Tensor, generated: Tensor) -> Tensor:
         """Lips that touch where real ones do, and nowhere else: a few frames, which squared distances hardly notice.

@@ -16,7 +16,20 @@ from mssync.audio import SAMPLE_RATE
 from mssync.config import Config, SpeechTraining
 from mssync.errors import InputError
 from mssync.precision import choose, drawing_precision
-from mssync.speech import COMPONENTS, FEATURES, FRAME, FRAME_MS, LIPS, LIVE_LOOKAHEAD, Rows, SpeechEncoder
+from mssync.speech import (
+    BANDS,
+    COMPONENTS,
+    FEATURES,
+    FRAME,
+    FRAME_MS,
+    HIGHEST,
+    LIPS,
+    LIVE_LOOKAHEAD,
+    LOWEST,
+    Block,
+    Rows,
+    SpeechEncoder,
+)
 from mssync.training.common import Run, fit, launched
 
 INDEX, BASIS = "index.csv", "basis.npz"
@@ -213,6 +226,19 @@ def masked(rows: Tensor, probability: float, rng: np.random.Generator) -> Tensor
     return rows
 
 
+def stretched(rows: Tensor, settings: SpeechTraining, rng: np.random.Generator) -> Tensor:
+    """Rows (B, m, 64) as of other throats, longer or shorter by up to `settings.throats`: spectra stretched in Hz."""
+    low, high = (2595 * np.log10(1 + hz / 700) for hz in (LOWEST, HIGHEST))
+    mel = np.linspace(low, high, BANDS + 2)[1:-1]
+    factors = 1 + settings.throats * rng.uniform(-1, 1, (len(rows), 1))
+    hz = np.minimum(factors * 700 * (10 ** (mel / 2595) - 1), HIGHEST)
+    places = np.interp(2595 * np.log10(1 + hz / 700), mel, np.arange(BANDS))
+    below = places.astype(np.int64).clip(max=BANDS - 2)
+    share = torch.from_numpy((places - below).astype(np.float32))[:, None]
+    index = torch.from_numpy(below)[:, None].expand_as(rows)
+    return torch.lerp(rows.gather(2, index), rows.gather(2, index + 1), share)
+
+
 # Training
 
 
@@ -224,13 +250,17 @@ def train(config: Config, data: str | Path, run_dir: str | Path, max_minutes: fl
     weights = importance(Path(data), settings)
     torch.manual_seed(settings.seed)
     encoder = SpeechEncoder(**vars(config.speech))
+    for block in encoder.blocks:
+        assert isinstance(block, Block)
+        block.dropout = settings.dropout
     optimizer = torch.optim.AdamW(encoder.parameters(), settings.lr, weight_decay=settings.weight_decay)
     precision = choose(None, torch.device("cpu"))
 
     def losses(step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((settings.seed + 1, step))
+        torch.manual_seed(step)  # what is dropped is the same in a run that was stopped and goes on
         sounds, labels = pieces.batch(step)
-        rows = masked(Rows(len(sounds)).push(sounds), settings.mask, rng)
+        rows = masked(stretched(Rows(len(sounds)).push(sounds), settings, rng), settings.mask, rng)
         with drawing_precision(rows, precision):
             said = encoder(rows, lookahead(rng, encoder.longest))
         return {"error": ((said.float() - labels).square() * weights).mean()}

@@ -18,31 +18,32 @@ AWAKE = 0.2  # how far eyes are closed before and after a blink, at most
 AROUND = 6  # frames from the middle of a blink to where it has not begun, or is over
 
 
-def spontaneous_motion(clips: Sequence[Tensor]) -> Tensor:
-    """How motion (60,) changes with each of the numbers of `mssync.spontaneous`, on average: (7, 60).
+def spontaneous_motion(seen: Sequence[Tensor], clips: Sequence[Tensor]) -> Tensor:
+    """How motion (D,) changes with each of the numbers of `mssync.spontaneous`, on average: (7, D).
 
-    clips: (T, 60) each, of the space compact-1, one or more. Zeros for blinks where nobody blinks.
+    seen: keypoints (T, 60) of clips, of the space compact-1, one or more, in which poses and blinks are seen; clips:
+    (T, D) each, the same in the space that is wanted. Zeros for blinks where nobody blinks.
     """
     face = Face().double()
-    whole = [clip.double() for clip in clips]
-    return torch.cat([_turns(face, whole), _blink(face, whole)[None]]).float()
+    pairs = [(keypoints.double(), clip.double()) for keypoints, clip in zip(seen, clips, strict=True)]
+    return torch.cat([_turns(face, pairs), _blink(face, pairs)[None]]).float()
 
 
-def _turns(face: Face, clips: list[Tensor]) -> Tensor:
-    """Change of slow motion with the slow pose of the head, which has variances of 1 without correlation: (6, 60)."""
-    poses = torch.cat([_centred(slow(face.pose(clip))) for clip in clips])
+def _turns(face: Face, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Change of slow motion with the slow pose of the head, which has variances of 1 without correlation: (6, D)."""
+    poses = torch.cat([_centred(slow(face.pose(seen))) for seen, _ in pairs])
     to_place = torch.linalg.inv(torch.linalg.cholesky(poses.T @ poses / len(poses))).T
-    return torch.linalg.lstsq(poses @ to_place, torch.cat([_centred(slow(clip)) for clip in clips])).solution
+    return torch.linalg.lstsq(poses @ to_place, torch.cat([_centred(slow(clip)) for _, clip in pairs])).solution
 
 
-def _blink(face: Face, clips: list[Tensor]) -> Tensor:
-    """Median over blinks of what motion does as open eyes close, (60,)."""
-    found = [change for clip in clips for change in _blinks(face, clip)]
-    return torch.stack(found).median(0).values if found else torch.zeros_like(clips[0][0])
+def _blink(face: Face, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Median over blinks of what motion does as open eyes close, (D,)."""
+    found = [change for pair in pairs for change in _blinks(face, *pair)]
+    return torch.stack(found).median(0).values if found else torch.zeros_like(pairs[0][1][0])
 
 
-def _blinks(face: Face, clip: Tensor) -> list[Tensor]:
-    closed, found = face.closed(clip), []
+def _blinks(face: Face, seen: Tensor, clip: Tensor) -> list[Tensor]:
+    closed, found = face.closed(seen), []
     for t in range(AROUND, len(clip) - AROUND):
         before, after = t - AROUND, t + AROUND
         usual = (closed[before] + closed[after]) / 2
