@@ -330,13 +330,16 @@ def test_a_run_of_other_sizes_is_refused(prepared: Path, small: Config, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("space", ["keypoints", "face-1"])
-def test_a_generator_learns_to_hear_speech(prepared: Path, small: Config, tmp_path: Path, space: Any) -> None:
+def test_a_generator_learns_to_hear_speech(
+    prepared: Path, small: Config, tmp_path: Path, space: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From the weights of one that hears energies; stopped and gone on with, when the encoder has been taken away."""
     syncer.train(small, prepared, tmp_path / "syncers", 1)
     if space == "keypoints":
         first = generator.train(small, prepared, tmp_path / "syncers", tmp_path / "energies")
         small.generator_training.start = str(first)
     small.generator.space = space
+    monkeypatch.setattr(generator, "TOLD_STEPS", 20)
     torch.manual_seed(0)
     encoder, ears = SpeechEncoder(width=32, expansion=1), tmp_path / "ears.safetensors"
     save_model(ears, encoder, "speech", encoder.config)
@@ -350,7 +353,10 @@ def test_a_generator_learns_to_hear_speech(prepared: Path, small: Config, tmp_pa
         stopped_after(patch, 2)
         generator.train(small, prepared, tmp_path / "syncers", tmp_path / "again")
     ears.unlink()
-    assert same_file(generator.train(small, prepared, tmp_path / "syncers", tmp_path / "again"), made)
+    again = load_model(generator.train(small, prepared, tmp_path / "syncers", tmp_path / "again"))[0]
+    # Gradients of convolutions may be rounded otherwise in another place of memory.
+    for name, weight in hearing.named_parameters():
+        torch.testing.assert_close(again.get_parameter(name), weight, atol=1e-3, rtol=1e-2)
 
 
 @pytest.mark.slow

@@ -41,7 +41,7 @@ def _transferred(pipeline: Pipeline, portrait: Portrait, clip: Clip, motion: np.
     """A portrait at a clip's MOMENTS but the first, as `Pipeline.reenact` draws it; motion (T, 10, 6): the clip's."""
     start, times = best_start(motion, portrait.pose), list(clip.shown[1:])
     poses = relative(motion[times], motion[start], portrait.pose)
-    meshes = None if portrait.mesh is None else carried(portrait.mesh, in_whole(clip)[..., :2], start)[times]
+    meshes = None if portrait.mesh is None else carried(portrait.mesh[:, :2], in_whole(clip)[..., :2], start)[times]
     for k, pose in enumerate(poses):
         mesh = None if meshes is None else meshes[k : k + 1]
         yield pipeline.draw_here(portrait, pose[None], clip.size, mesh)[0]
