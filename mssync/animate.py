@@ -273,7 +273,7 @@ def load(
         generator, about = weights.load_model(generator_file, place, ("generator",))
         kind = about["config"].get("audio", kind)
         space = space_name(str(about["config"].get("motion_space")))
-        if space != (SPACE if getattr(reenactor, "any_size", False) and space == SPACE else reenactor.space):
+        if space not in drawn_spaces(reenactor):
             raise InputError(
                 f"{generator_file} was trained on motion of the space {space!r}, and {reenactor_file} draws "
                 f"{reenactor.space!r}; train one on this motion (`mssync extract`, `mssync train generator`)"
@@ -283,6 +283,11 @@ def load(
         ears = SpeechEncoder.load(generator_file.parent / EARS_FILE)
     drawing = reenactor.for_rendering(drawn_in)
     return Pipeline(drawing, generator, audio_kind=kind, ears=ears, live=live, name=metadata["kind"], device=place)
+
+
+def drawn_spaces(reenactor: Reenactor) -> tuple[str, ...]:
+    """Names of the motion spaces that a reenactor draws: its keypoints', and face-1 where it draws meshes."""
+    return (reenactor.space, SPACE) if getattr(reenactor, "any_size", False) else (reenactor.space,)
 
 
 def model_files(model: PathLike) -> tuple[Path, Path | None]:
@@ -489,7 +494,7 @@ class Pipeline:
             return self._render(self.portrait(image), values.astype(np.float32), None, size, paste_back)
         with local_file(motion, "the motion") as file:
             loaded = load_motion(file.path)
-        if loaded.space not in (self.reenactor.space, self.name, SPACE if self.sized else self.name):
+        if loaded.space not in (*drawn_spaces(self.reenactor), self.name):
             raise InputError(
                 f"{file.name}: motion of the space {loaded.space!r}; this model draws {self.reenactor.space!r}"
             )
@@ -582,7 +587,7 @@ class Pipeline:
         start, rest = torch.from_numpy(portrait.start), torch.from_numpy(portrait.rest)
         numbers, body = torch.from_numpy(motion), torch.from_numpy(portrait.pose[BODY])
         mesh = self.space.mesh(numbers, rest)
-        keypoints = self.space.keypoints(numbers, rest, start, body).unflatten(-1, (KEYPOINTS, VALUES))
+        keypoints = self.space.seen(mesh, numbers, start, body).unflatten(-1, (KEYPOINTS, VALUES))
         return keypoints.numpy(), mesh.numpy()
 
     def _spoken(self, ears: SpeechEncoder, first: Tensor, waveform: np.ndarray, seed: int) -> Iterator[Tensor]:

@@ -149,7 +149,11 @@ class FaceSpace(nn.Module):
         motion: (..., 50); rest: (..., 478, 3); first: (..., 50), in which the keypoint of neck and shoulders is body
         (..., 6). It moves with the head as it does on average.
         """
-        face = read_mesh(self.mesh_map, self.mesh(motion, rest).flatten(0, -3)).unflatten(0, motion.shape[:-1])
+        return self.seen(self.mesh(motion, rest), motion, first, body)
+
+    def seen(self, mesh: Tensor, motion: Tensor, first: Tensor, body: Tensor) -> Tensor:
+        """`keypoints`, where the meshes (..., 478, 2) of the motion are known."""
+        face = read_mesh(self.mesh_map, mesh.flatten(0, -3)).unflatten(0, motion.shape[:-1])
         moved = body + (motion - first)[..., POSE] @ self.body
         return torch.cat([face.flatten(-2), moved.expand(*motion.shape[:-1], moved.shape[-1])], -1)
 

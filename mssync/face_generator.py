@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mssync.config import GeneratorConfig
 from mssync.errors import InputError
 from mssync.face1 import EXPRESSION, EXPRESSIONS, HEAD, NUMBERS
-from mssync.generator import Generator, Listener, Recent, SpeechPyramid
+from mssync.generator import Generator, Listener, SpeechPyramid
 from mssync.pyramid import LEVELS
 from mssync.speech import COMPONENTS, LIPS, PER_VIDEO
 from mssync.spontaneous import NUMBERS as SPONTANEOUS
@@ -148,7 +148,6 @@ class FaceListener:
     def __init__(self, generator: FaceGenerator, x0: Tensor, seed: int) -> None:
         self.generator, self.x0 = generator, x0
         self.head = Listener(generator.head, x0[:, :HEAD], seed)
-        self.recent = Recent(generator.average_sound(len(x0), generator.lead), generator.lead)
         self.spontaneous = Spontaneous(len(x0), seed) if generator.config.spontaneous else None
         self.difference: Tensor | None = None  # of the first frame from what is told of it
 
@@ -156,10 +155,10 @@ class FaceListener:
     def push(self, features: Tensor) -> list[Tensor]:
         """Features (B, n, 104), any number of them -> the frames (B, 50) that can be made now."""
         generator = self.generator
-        heard, count = self.recent.push(features)
+        heard, count = self.head.recent.push(features)
         if count == 0:
             return []
-        first = self.recent.made - count
+        first = self.head.recent.made - count
         head = torch.stack(self.head.frames(heard, first), 1)
         told = generator.expression(heard, self.x0[:, EXPRESSION])[:, generator.lead :]
         if self.difference is None:

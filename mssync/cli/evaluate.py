@@ -153,8 +153,7 @@ def eval_sync(
     need("scipy", "eval")
     from dataclasses import asdict
 
-    from mssync.data.sequences import read_sequences
-    from mssync.face1 import SPACE
+    from mssync.data.sequences import generator_sequences, read_sequences
     from mssync.metrics import synchrony
     from mssync.syncer import SyncerPyramid
     from mssync.video import FPS
@@ -165,8 +164,8 @@ def eval_sync(
     judges.check_space(clips[0].space)
     scores = [*synchrony.conditions(judges, clips), *synchrony.baselines(judges, clips)]
     for label, (generator, hear) in generators.items():
-        faces = generator.config.space == SPACE
-        heard = read_sequences(data, split, round(min_seconds * FPS), hear=hear, faces=faces) if hear else clips
+        minimum = round(min_seconds * FPS)
+        heard = generator_sequences(generator.config, hear, data, split, minimum) if hear else clips
         scores += synchrony.generated(judges, generator, heard, label)
     lines = synchrony.lines(scores)
     if output is not None:
@@ -234,8 +233,7 @@ def eval_motion(
     need("scipy", "eval")
     from dataclasses import asdict
 
-    from mssync.data.sequences import read_sequences
-    from mssync.face1 import SPACE
+    from mssync.data.sequences import generator_sequences, read_sequences
     from mssync.metrics import motions
     from mssync.metrics.synchrony import roll_out
     from mssync.video import FPS
@@ -244,8 +242,8 @@ def eval_motion(
     clips = read_sequences(data, split, round(min_seconds * FPS))
     made = {}
     for label, (generator, hear) in generators.items():
-        faces = generator.config.space == SPACE
-        heard = read_sequences(data, split, round(min_seconds * FPS), hear=hear, faces=faces) if hear else clips
+        minimum = round(min_seconds * FPS)
+        heard = generator_sequences(generator.config, hear, data, split, minimum) if hear else clips
         made[label] = [roll_out(generator, clip) for clip in heard]
     systems = motions.compare(clips, made)
     if json_file is not None:

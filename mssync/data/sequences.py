@@ -28,7 +28,7 @@ from mssync.data.offsets import OFFSETS
 from mssync.data.offsets import estimate as estimate_offsets
 from mssync.data.own import read_recordings
 from mssync.errors import InputError, PathLike, written_whole
-from mssync.face1 import PLACE, SIZE, clip_motion, neutral, read
+from mssync.face1 import PLACE, SIZE, SPACE, clip_motion, neutral, read
 from mssync.faces import mirrored_landmarks
 from mssync.motion import smooth, space_name
 from mssync.reenact import N_VALUES, Reenactor
@@ -199,6 +199,13 @@ def read_sequences(
     if not found:
         raise InputError(f"{data}: no clip of the split {split!r} has {min_frames} frames or more")
     return found
+
+
+def generator_sequences(
+    config: GeneratorConfig, hear: Hear | None, data: str | Path, split: str, min_frames: int
+) -> list[Sequence]:
+    """`read_sequences` as a generator of that configuration gets them; hear: see `listening`."""
+    return read_sequences(data, split, min_frames, hear=hear, faces=config.space == SPACE)
 
 
 def _own(path: str | Path, split: str, min_frames: int) -> list[Sequence]:

@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 
 from mssync.config import load_config
-from mssync.data.sequences import listening, read_sequences
+from mssync.data.sequences import generator_sequences, listening, read_sequences
 from mssync.errors import written_whole
-from mssync.face1 import SPACE
 from mssync.metrics import synchrony
 from mssync.speech import FILE, FILE_AHEAD
 from mssync.syncer import SyncerPyramid
@@ -66,10 +65,9 @@ class Study:
         path = train(config, self.data, self.syncers, self.runs / name)
         generator: Any = load_model(path, kinds=("generator",))[0]
         hear = listening(generator.config, path.parent / FILE, (FILE_AHEAD,))
-        faces = generator.config.space == SPACE
-        clips = (
-            self.clips if hear is None else read_sequences(self.data, self.split, MIN_FRAMES, hear=hear, faces=faces)
-        )
+        clips = self.clips
+        if hear is not None:
+            clips = generator_sequences(generator.config, hear, self.data, self.split, MIN_FRAMES)
         apart, speeds = [], []
         for clip in clips:
             made = synchrony.roll_out(generator, clip)
