@@ -65,6 +65,7 @@ from mssync.speech import FILE_AHEAD, LIVE_AHEAD, SpeechEncoder
 from mssync.video import FPS, VideoReader, write_video
 
 if TYPE_CHECKING:
+    from mssync.face_generator import FaceGenerator
     from mssync.generator import Generator as MotionGenerator
     from mssync.signing import Signer
 
@@ -82,6 +83,7 @@ DRAWN = 512  # side of a video's frames, unless another is wanted
 LARGE = 800 * 800  # pixels of a frame from which one is drawn at a time: memory
 MAX_PICTURE = 2160  # longest side of a video with the full picture, in pixels
 
+READ_TAPS = 3  # frames over which motion that is read from videos is smoothed
 HALF = 0.5  # of a pixel: landmarks are whole numbers at pixels' centres
 
 MAX_FACTOR = 2.0  # of head motion and expression
@@ -356,6 +358,11 @@ class Pipeline:
         return cast(SizedReenactor, self.reenactor) if getattr(self.reenactor, "any_size", False) else None
 
     @property
+    def spaces(self) -> tuple[str, ...]:
+        """Names of the spaces of motion that can be drawn, the best one last."""
+        return drawn_spaces(self.reenactor)
+
+    @property
     def live(self) -> bool:
         """Whether it is for speech that is still arriving."""
         return self._live and self.ears is not None
@@ -494,20 +501,47 @@ class Pipeline:
             return self._render(self.portrait(image), values.astype(np.float32), None, size, paste_back)
         with local_file(motion, "the motion") as file:
             loaded = load_motion(file.path)
-        if loaded.space not in (*drawn_spaces(self.reenactor), self.name):
+        if loaded.space not in (*self.spaces, self.name):
             raise InputError(
                 f"{file.name}: motion of the space {loaded.space!r}; this model draws {self.reenactor.space!r}"
             )
         return self._render(self.portrait(image), loaded.motion, None, size, paste_back)
 
-    def motion(self, video: Media, *, progress: Progress | None = None) -> np.ndarray:
-        """Motion (T, 10, 6) of the face in a video. Raises InputError when it shows none.
+    def motion(self, video: Media, *, space: str | None = None, progress: Progress | None = None) -> np.ndarray:
+        """Motion of the face in a video: (T, 50) of the space face-1, of which each shot has its own face at rest, or
+        keypoints (T, 10, 6).
 
-        video, progress: as in `reenact`.
+        space: "face-1", or that of the reenactor's keypoints; unless given face-1, where the model draws it.
+        video, progress: as in `reenact`; face-1 takes one turn.
+        Raises InputError when the video shows no face, and for a space that this model does not know.
         """
+        space = self.spaces[-1] if space is None else space
+        if space not in self.spaces:
+            raise InputError(f"motion of the space {space!r}; this model knows {' and '.join(map(repr, self.spaces))}")
         with local_file(video, "the video") as file:
-            shots, motions = self._watched(VideoReader(file.path), file.name, progress)
-        return joined(motions, *shots)
+            reader = VideoReader(file.path)
+            if space != SPACE:
+                shots, motions = self._watched(reader, file.name, progress)
+                return joined(motions, *shots)
+            count = max(1, round(FPS * reader.duration))
+            frames = _told(reader, count, progress)
+            shots = find_shots(frames, self.face_mesh, reader.width, reader.height, file.name)
+        meshes = (in_crop(shot.landmarks, shot.box) for shot in shots[0])
+        return joined([face1.clip_motion(mesh, READ_TAPS)[0] for mesh in meshes], *shots)
+
+    def speak(self, audio: Speech, *, sample_rate: int | None = None, seed: int = 0) -> np.ndarray:
+        """Motion (T, 50) of the space face-1 of a face without a portrait that speaks: what moves a 3-D avatar
+        (`blendshapes`). It begins at rest, in the middle, and looks straight ahead.
+
+        audio, sample_rate, seed: as in `animate`. Raises InputError as `animate`, and where the model's generator does
+        not make this motion.
+        """
+        check_options(seed=seed)
+        if not self.faces:
+            raise InputError("this model's generator makes no motion of the space face-1; use the model 'compact'")
+        start = cast("FaceGenerator", self.generator).nobody()
+        sound = Sound.given(audio, sample_rate, MIN_SECONDS)
+        return np.concatenate(list(self._motions(start, sound.speech, seed)))
 
     def _watched(
         self, reader: VideoReader, name: str, progress: Progress | None
@@ -551,8 +585,12 @@ class Pipeline:
 
     def _generate(self, portrait: Portrait, waveform: np.ndarray, seed: int) -> Iterator[np.ndarray]:
         """Motion (n, *frame) in parts of BATCH frames."""
+        return self._motions(self.first(portrait), waveform, seed)
+
+    def _motions(self, start: np.ndarray, waveform: np.ndarray, seed: int) -> Iterator[np.ndarray]:
+        """The same from a first frame (*frame)."""
         assert self.generator is not None
-        first = torch.from_numpy(self.first(portrait)).flatten().to(self.device)
+        first = torch.from_numpy(start).flatten().to(self.device)
         if self.ears is not None:
             frames = self._spoken(self.ears, first, waveform, seed)
         else:

@@ -53,6 +53,11 @@ def _constants() -> dict[str, NDArray[np.float32]]:
         return {name: arrays[name].astype(np.float32) for name in arrays}
 
 
+def mean_rest() -> NDArray[np.float32]:
+    """The mean of people's faces at rest, (478, 3)."""
+    return _constants()["mean"]
+
+
 # From meshes
 
 
@@ -75,6 +80,12 @@ def read(landmarks: NDArray, rest: NDArray) -> NDArray[np.float32]:
     expression = (front - rest).reshape(*front.shape[:-2], -1) @ found["reading"]
     pose = [_vector(view.rotation), view.centre[..., :2], np.log(view.scale)[..., None]]
     return np.concatenate([*pose, *_gaze(front), expression], -1).astype(np.float32)
+
+
+@lru_cache(maxsize=1)
+def straight() -> NDArray[np.float32]:
+    """The gaze (4,) of the mean face at rest, which looks straight ahead."""
+    return np.concatenate(_gaze(mean_rest())).astype(np.float32)
 
 
 def _gaze(front: NDArray) -> list[NDArray]:

@@ -11,13 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mssync.config import GeneratorConfig
 from mssync.errors import InputError
-from mssync.face1 import EXPRESSION, EXPRESSIONS, HEAD, NUMBERS
+from mssync.face1 import EXPRESSION, EXPRESSIONS, GAZE, HEAD, NUMBERS, SIZE, straight
 from mssync.generator import Generator, Listener, SpeechPyramid
 from mssync.pyramid import LEVELS
 from mssync.speech import COMPONENTS, LIPS, PER_VIDEO
@@ -77,7 +79,7 @@ class FaceGenerator(nn.Module):
     `SpeechEncoder`, and can always speak live. Expressions go over from the first frame's into what is told.
     """
 
-    spontaneous_motion: Tensor  # (7, 50), where config.spontaneous
+    spontaneous_motion: Tensor  # (9, 50), where config.spontaneous
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
@@ -114,6 +116,12 @@ class FaceGenerator(nn.Module):
     def own(difference: Tensor, frames: Tensor) -> Tensor:
         """What frames number (n,) still have of the first one's difference (B, 40) from what is told: (B, n, 40)."""
         return difference[:, None] * (KEPT ** frames.to(difference))[:, None]
+
+    def nobody(self) -> NDArray[np.float32]:
+        """A first frame (50,) of a face of average size and expression in the middle that looks straight ahead."""
+        start = np.zeros(NUMBERS, np.float32)
+        start[SIZE], start[GAZE] = float(self.head.motion_norm.mean[SIZE]), straight()
+        return start
 
     def average_sound(self, batch: int, frames: int) -> Tensor:
         """Features (B, 2 · frames, 104) that say nothing."""

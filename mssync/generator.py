@@ -272,7 +272,7 @@ class Generator(nn.Module):
     """Motion from audio and a first frame. D = keypoints · values, 60 in the paper.
 
     Input and output are raw: standardisation (`set_statistics`) is part of the model. With `config.spontaneous`,
-    `stream` and `listen` add turns of the head and blinks, of which speech tells nothing: `spontaneous_motion` (7, D)
+    `stream` and `listen` add turns of the head and blinks, of which speech tells nothing: `spontaneous_motion` (9, D)
     times what `mssync.spontaneous` draws.
 
     Where `config.hears` is "speech", audio is the features (B, 2T, 104) of a `SpeechEncoder` wherever (B, 4T, 26) is
@@ -288,7 +288,7 @@ class Generator(nn.Module):
     Raises InputError: a width that the heads do not divide into even parts, warm-up frames where it hears speech.
     """
 
-    spontaneous_motion: Tensor  # (7, D), where config.spontaneous
+    spontaneous_motion: Tensor  # (9, D), where config.spontaneous
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()

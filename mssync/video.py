@@ -158,6 +158,12 @@ def picture_stream(container: InputContainer) -> VideoStream | None:
     return _meant([s for s in container.streams.video if not s.disposition & cover])
 
 
+def has_picture(path: PathLike) -> bool:
+    """Whether a file is a video, and not sound alone. Raises InputError as `open_media`."""
+    with open_media(path) as container:
+        return picture_stream(container) is not None
+
+
 def sound_stream(container: InputContainer) -> AudioStream | None:
     """The sound track that is meant: of those that can be decoded the one marked default, or else the first."""
     return _meant(list(container.streams.audio))

@@ -1,4 +1,4 @@
-"""Turns and blinks: the same for a seed however they are drawn, as often as they say; what they move."""
+"""Turns, blinks and saccades: the same for a seed however they are drawn, as often as they say; what they move."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from test_generator import SMALL, example, make
 
 from mssync.config import GeneratorConfig
+from mssync.face1 import GAZE as HEAD_GAZE
+from mssync.face1 import NUMBERS, POSE
 from mssync.generator import Generator
 from mssync.metrics.face import Face
 from mssync.reenact.mesh import canonical_face, mesh_motion
@@ -21,8 +23,12 @@ from mssync.spontaneous import (
     BLINK,
     BLINKS,
     DEVIATION,
+    ELSEWHERE,
     FARTHEST,
+    GAZE,
     HOLD,
+    LOOK,
+    LOOKS,
     PLACE,
     REST,
     TURNS,
@@ -63,15 +69,30 @@ def test_places_are_held_left_and_as_far_apart_as_they_say():
     assert 0.5 < len(turns) * HOLD / 4000 < 1.5
 
 
-def test_eyes_blink_twenty_to_thirty_times_a_minute():
+def test_eyes_blink_about_twenty_times_a_minute():
     eyes = Spontaneous(40, 3).draw(4000)[..., PLACE].numpy().T
     assert eyes.min() == 0
     assert eyes.max() == pytest.approx(BLINK.max())
     starts = [np.flatnonzero((row[1:] > 0) & (row[:-1] == 0)) for row in eyes]
     assert min(np.diff(s).min() for s in starts) >= REST
-    assert 20 < 25 * 60 * np.mean([len(s) for s in starts]) / eyes.shape[1] < 32
+    rates = 25 * 60 * np.array([len(s) for s in starts]) / eyes.shape[1]
+    assert 16 < rates.mean() < 28
+    assert rates.std() > 2  # people differ
     first = starts[0][0] + 1
     np.testing.assert_allclose(eyes[0, first : first + len(BLINK)], BLINK, rtol=1e-6)
+
+
+def test_eyes_look_at_the_viewer_most_of_the_time_and_jump():
+    gaze = Spontaneous(40, 3).draw(4000)[..., GAZE]
+    aside = gaze.norm(dim=-1)
+    assert 0.6 < float((aside < 0.03).float().mean()) < 0.9
+    assert float(gaze[..., 0].abs().max()) <= FARTHEST * ELSEWHERE[0]
+    assert float(gaze[..., 0].std()) > float(gaze[..., 1].std()) > 0.01
+    # A saccade is over in three frames; in between eyes rest.
+    steps = gaze.diff(dim=0).norm(dim=-1)
+    assert float((steps < 0.001).float().mean()) > 0.6
+    starts = (steps[1:] > 0.03) & ~(steps[:-1] > 0.03)
+    assert 8 < 25 * 60 * float(starts.float().mean()) < 30
 
 
 def test_everybody_begins_in_the_middle_with_open_eyes():
@@ -160,6 +181,29 @@ def test_a_blink_is_what_eyes_do_in_blinks():
     assert float(face.eyes(open_eyes + blink) / face.eyes(open_eyes)) == pytest.approx(0, abs=0.3)
 
 
+def looking() -> tuple[torch.Tensor, torch.Tensor]:
+    """A face that holds five gazes for a second each, whose lids follow the eyes down; keypoints, and motion."""
+    gazes = torch.tensor([[0.0, 0.0], [0.08, 0.0], [-0.05, 0.04], [0.0, -0.03], [0.06, 0.05]]).repeat_interleave(25, 0)
+    motion = torch.zeros(125, NUMBERS)
+    motion[:, HEAD_GAZE] = gazes.repeat(1, 2)
+    motion[:, 12] = 3 * gazes[:, 1]
+    motion[:, 1] = torch.linspace(0, 0.2, 125)  # the head turns meanwhile, which eyes do not follow
+    still = torch.from_numpy(np.pad(mesh_motion(canonical_face()[None]).reshape(1, 54), ((0, 0), (0, 6)))).float()
+    return still + 0.01 * torch.randn(125, 60, generator=torch.Generator().manual_seed(0)), motion
+
+
+def test_a_gaze_is_what_eyes_and_lids_do_in_saccades():
+    changes = spontaneous_motion(*([x] for x in looking()))[GAZE]
+    torch.testing.assert_close(changes[:, HEAD_GAZE], torch.eye(2).repeat(1, 2), atol=0.01, rtol=0)
+    torch.testing.assert_close(changes[:, 12], torch.tensor([0.0, 3.0]), atol=0.05, rtol=0)
+    assert float(changes[:, POSE].abs().max()) < 1e-5
+
+
+def test_keypoints_do_not_tell_where_eyes_look():
+    found, _ = clips()
+    assert not spontaneous_motion(found, found)[GAZE].any()
+
+
 def test_thresholds_are_exceeded_once_in_so_many_frames():
-    for threshold, frames in ((TURNS, HOLD), (BLINKS, BETWEEN)):
+    for threshold, frames in ((TURNS, HOLD), (BLINKS, BETWEEN), (LOOKS, LOOK)):
         assert math.erfc(threshold / math.sqrt(2)) / 2 == pytest.approx(1 / frames, rel=1e-12)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,11 +34,6 @@ if TYPE_CHECKING:
 ImageArgument = Annotated[
     Path,
     typer.Argument(metavar="IMAGE", help="A picture with a face (jpg, png, webp, …).", show_default=False),
-]
-
-MotionOutput = Annotated[
-    Path,
-    typer.Option("-o", "--output", metavar="FILE.npz", help="The motion file to write.", show_default=False),
 ]
 
 SizeOption = Annotated[
@@ -71,6 +67,10 @@ PrecisionOption = Annotated[
     ),
 ]
 
+SeedOption = Annotated[
+    int, typer.Option(metavar="N", help="Of turns of the head, blinks and where eyes look: another take.")
+]
+
 SaveMotionOption = Annotated[
     Path | None,
     typer.Option(metavar="FILE.npz", help="Also write the motion, for `mssync render`.", show_default=False),
@@ -97,7 +97,7 @@ def animate(
         float, typer.Option(metavar="F", help="How strongly mouth and face move: 0 to 2, 1 as generated.")
     ] = 1.0,
     smooth: Annotated[float, typer.Option(metavar="F", help="Smooth the motion over F frames: 0 (off) to 25.")] = 0.0,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of turns of the head and blinks: another take.")] = 0,
+    seed: SeedOption = 0,
     size: SizeOption = 512,
     paste_back: PasteOption = False,
     model: ModelOption = "compact",
@@ -171,24 +171,65 @@ def reenact(
     write_frames(output, frames, save_motion, badge, signer)
 
 
+class MotionFormat(str, Enum):
+    """What `mssync motion` writes."""
+
+    face = "face-1"
+    keypoints = "keypoints"
+    arkit = "arkit"
+
+
 @app.command(rich_help_panel=TALKING)
 def motion(
-    video: VideoArgument,
-    output: MotionOutput,
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="VIDEO|AUDIO", help="A video of one person, or with arkit a recording.", show_default=False
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", metavar="FILE", help="A .npz; with arkit a .csv.", show_default=False),
+    ],
+    kind: Annotated[
+        MotionFormat | None,
+        typer.Option(
+            "--format",
+            help="A motion file of the space face-1, or of the model's own keypoints; or ARKit's 52 blendshapes and "
+            "turns of head and eyes, as Live Link Face writes them, for a 3-D avatar.",
+            show_default="face-1, where the model draws it",
+        ),
+    ] = None,
     model: ModelOption = "compact",
+    seed: SeedOption = 0,
     device: DeviceOption = "cpu",
 ) -> None:
-    """Read the motion of the face in a video into a file."""
-    check_files([video], [(output, ".npz")])
+    """Read the motion of the face in a video into a file; or let a recording move a 3-D avatar (--format arkit)."""
+    arkit = kind is MotionFormat.arkit
+    check_files([source], [(output, ".csv" if arkit else ".npz")])
     from mssync.animate import load
+    from mssync.blendshapes import save_blendshapes
+    from mssync.face1 import SPACE
     from mssync.motion import save_motion
-    from mssync.video import VideoReader
+    from mssync.video import VideoReader, has_picture
 
+    seen = has_picture(source)
+    if not (seen or arkit):
+        raise InputError(
+            f"{source} shows nobody; a recording moves a face with --format arkit, or with `mssync animate`"
+        )
     talker = load(model, device)
-    with progress_bar("watching the video") as progress:
-        values = talker.motion(video, progress=progress)
-    reader = VideoReader(video)
-    save_motion(output, values, space=talker.reenactor.space, source_size=(reader.height, reader.width))
+    space = talker.reenactor.space if kind is MotionFormat.keypoints else SPACE if kind else talker.spaces[-1]
+    if seen:
+        with progress_bar("watching the video") as progress:
+            values = talker.motion(source, space=space, progress=progress)
+    else:
+        values = talker.speak(source, seed=seed)
+    if arkit:
+        save_blendshapes(output, values)
+    else:
+        reader = VideoReader(source)
+        save_motion(output, values, space=space, source_size=(reader.height, reader.width))
     finished(output, f"{len(values)} frames of motion")
 
 

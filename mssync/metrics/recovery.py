@@ -13,6 +13,7 @@ import numpy as np
 from mssync.audio import SAMPLES_PER_VIDEO
 from mssync.data.clips import Clip
 from mssync.meter import FRAME_MS, Comparison, Reading, SyncMeter
+from mssync.metrics.disturbances import Sound, music, telephone, under
 from mssync.metrics.estimates import Estimate, mean
 from mssync.video import FPS
 
@@ -20,6 +21,12 @@ SHIFTS = tuple(range(-8, 9))  # frames
 HALF = 0.5  # frames: less is within the error of both measurements
 LONG = 4.0  # seconds of speech from which on an offset should be found
 SHIFTED_ODD = "other's sound"  # the condition of clips that get somebody else's sound
+FEW_SHIFTS = (-7, -3, 2, 6)  # frames, of disturbed sound
+DISTURBED: dict[str, Callable[[Sound, Sound, np.random.Generator], Sound]] = {  # a clip's sound, another's -> heard
+    "music 10 dB below": lambda own, _, rng: under(own, music(len(own), rng)),
+    "a voice 10 dB below": lambda own, other, _: under(own, other),
+    "telephone": lambda own, *_: telephone(own),
+}
 
 
 @dataclass(frozen=True)
@@ -57,12 +64,17 @@ def shifted(landmarks: np.ndarray, waveform: np.ndarray, shift: int) -> tuple[np
 
 
 def recover(meter: SyncMeter, clips: Sequence[Clip], shifts: Sequence[int] = SHIFTS) -> Iterator[Trial]:
-    """Measure every clip under every shift, and with the sound of the next clip."""
-    for clip, other in zip(clips, [*clips[1:], *clips[:1]], strict=True):
+    """Measure every clip under every shift, with disturbed sound under a few, and with the sound of the next clip."""
+    for number, (clip, other) in enumerate(zip(clips, [*clips[1:], *clips[:1]], strict=True)):
         own = meter.offset(clip.landmarks, clip.waveform)
         for shift in shifts:
             found = meter.offset(*shifted(clip.landmarks, clip.waveform, shift)) if shift else own
             yield _trial(clip.entry.name, clip.entry.corpus, "shifted", len(clip) / FPS, shift, found, own)
+        for condition, disturb in DISTURBED.items():
+            sound = disturb(clip.waveform, other.waveform, np.random.default_rng(number))
+            for shift in FEW_SHIFTS:
+                found = meter.offset(*shifted(clip.landmarks, sound, shift))
+                yield _trial(clip.entry.name, clip.entry.corpus, condition, len(clip) / FPS, shift, found, own)
         count = min(len(clip), len(other))
         found = meter.offset(clip.landmarks[:count], other.waveform[: count * SAMPLES_PER_VIDEO])
         yield _trial(clip.entry.name, clip.entry.corpus, SHIFTED_ODD, count / FPS, 0, found, own)
@@ -78,9 +90,10 @@ def _trial(name: str, corpus: str, condition: str, seconds: float, shift: int, f
 def summary(trials: Sequence[Trial]) -> dict[str, dict[str, Estimate]]:
     """Figures by group of clips, means over clips. "within 1" is of whole frames; "own" counts from the clip's own
     offset; "sure" is the share of measurements that are told, and "right" the share of those within 1 of own."""
+    apart = {SHIFTED_ODD, *DISTURBED}
     groups: dict[str, Callable[[Trial], bool]] = {
-        "all": lambda t: t.condition != SHIFTED_ODD,
-        f"{LONG:g} s or more": lambda t: t.condition != SHIFTED_ODD and t.seconds >= LONG,
+        "all": lambda t: t.condition not in apart,
+        f"{LONG:g} s or more": lambda t: t.condition not in apart and t.seconds >= LONG,
     }
     conditions = sorted({t.condition for t in trials} - {"shifted", SHIFTED_ODD})
     groups |= {condition: (lambda t, c=condition: t.condition == c) for condition in conditions}  # type: ignore[misc]
@@ -114,7 +127,7 @@ def plot_confusion(trials: Sequence[Trial], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    shown = [t for t in trials if t.condition != SHIFTED_ODD]
+    shown = [t for t in trials if t.condition == "shifted"]
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     for panel, own in zip(figure.subplots(1, 2), (False, True), strict=True):
