@@ -27,7 +27,7 @@ FARTHEST = 1.5  # deviations: few portraits can be drawn farther from where they
 # How far the eyes are closed in a blink, frame by frame: the median of 1,700 real ones, a little deeper, as their
 # motion was smoothed. People blink 20 to 30 times a minute, and often as they turn.
 BLINK = np.array([0.07, 0.36, 0.64, 0.77, 0.62, 0.41, 0.23, 0.15, 0.1, 0.05, 0])
-BETWEEN = 300  # frames on average from the time that the next blink may come until it does, where nobody turns
+BETWEEN = 150  # frames on average from the time that the next blink may come until it does, where nobody turns
 REST = 20  # frames from the beginning of a blink until the next one may come
 BLINKING = (0.5, 1.0)  # the share of their turns in which people blink: they differ
 LOOK = 22  # frames that a gaze is held on average
@@ -38,7 +38,7 @@ JUMP = 0.65  # share of its way that a saccade takes in a frame: it lasts for tw
 
 
 # What a standard normal number exceeds once in HOLD, BETWEEN and LOOK frames.
-TURNS, BLINKS, LOOKS = 2.053748910631823, 2.713051888472718, 1.6906216295848984
+TURNS, BLINKS, LOOKS = 2.053748910631823, 2.4747396492194813, 1.6906216295848984
 
 
 class Spontaneous:

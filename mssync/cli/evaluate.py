@@ -131,6 +131,9 @@ MOTION_ROWS = {
     "place": "range of place, eye distances",
     "blinks": "blinks a minute",
     "jitter": "jitter over the real one",
+    "gaze": "deviation of gaze to the side, % of an eye",
+    "viewer": "share of frames at the viewer",
+    "saccades": "saccades a minute",
 }
 
 
@@ -234,18 +237,22 @@ def eval_motion(
     from dataclasses import asdict
 
     from mssync.data.sequences import generator_sequences, read_sequences
+    from mssync.face1 import GAZE, SPACE
     from mssync.metrics import motions
-    from mssync.metrics.synchrony import roll_out
+    from mssync.metrics.synchrony import REAL, rolled_out, seen
     from mssync.video import FPS
 
     generators = _generators(model or ["compact"], live)
-    clips = read_sequences(data, split, round(min_seconds * FPS))
-    made = {}
+    minimum = round(min_seconds * FPS)
+    clips = read_sequences(data, split, minimum, faces=True)
+    made, gazes = {}, {REAL: [clip.faces[0].motion[:, GAZE] for clip in clips if clip.faces]}
     for label, (generator, hear) in generators.items():
-        minimum = round(min_seconds * FPS)
-        heard = generator_sequences(generator.config, hear, data, split, minimum) if hear else clips
-        made[label] = [roll_out(generator, clip) for clip in heard]
-    systems = motions.compare(clips, made)
+        heard = generator_sequences(generator.config, hear, data, split, minimum)
+        own = [rolled_out(generator, clip) for clip in heard]
+        made[label] = [seen(clip, motion) for clip, motion in zip(heard, own, strict=True)]
+        if generator.config.space == SPACE:
+            gazes[label] = [motion[:, GAZE] for motion in own]
+    systems = motions.compare(clips, made, gazes)
     if json_file is not None:
         write_json(json_file, {"split": split, "clips": len(clips), "systems": [asdict(system) for system in systems]})
     _print_systems(systems, f"{split}: {len(clips)} clips, 95 % intervals over clips")

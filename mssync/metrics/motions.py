@@ -21,6 +21,8 @@ PIXELS = 128  # of 256, in a unit of motion
 NO_MOTION = 1e-6
 LATEST = 8  # frames that lips may be late, or early
 LONGEST = 8  # frames for which lips touch in speech
+AT_VIEWER = 0.04  # widths of an eye from where a gaze mostly is, within which it is there
+JUMP, JUMP_FRAMES = 0.03, 3  # widths of an eye that a saccade takes at least, and the frames in which it does
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class MotionFigures:
     made within a frame; false: share of contacts made that are nowhere near a real one (nan: there are none). lips,
     shape: mean distance of the points of the lips, and of the whole face but for where it is and how it is turned, from
     the real ones, in pixels of 256. speed, yaw, pitch, roll, place: see `head.HeadFigures`. blinks: a minute. jitter:
-    mean absolute acceleration of the keypoints over the real one.
+    mean absolute acceleration of the keypoints over the real one. gaze, viewer, saccades: see `gaze_figures`.
     """
 
     mouth_r: float
@@ -52,6 +54,9 @@ class MotionFigures:
     place: float
     blinks: float
     jitter: float
+    gaze: float
+    viewer: float
+    saccades: float
 
 
 @dataclass(frozen=True)
@@ -64,8 +69,9 @@ class System:
     pose_distance: float
 
 
-def figures(face: Face, real: Tensor, made: Tensor) -> MotionFigures:
-    """Motion (T, 60) against the real motion of the same speech (T, 60), of the space compact-1 both."""
+def figures(face: Face, real: Tensor, made: Tensor, gaze: Tensor | None = None) -> MotionFigures:
+    """Motion (T, 60) against the real motion of the same speech (T, 60), of the space compact-1 both; where its eyes
+    look, (T, 4) as in the space face-1."""
     openings, widths = ([read(x).numpy() for x in (real, made)] for read in (face.opening, face.width))
     late, met = lag(*openings), closures(*openings)
     head = head_figures(motion_poses(made.numpy()))
@@ -86,6 +92,7 @@ def figures(face: Face, real: Tensor, made: Tensor) -> MotionFigures:
         place=head.place,
         blinks=blinks(face.closed(made)),
         jitter=jitter(made) / jitter(real),
+        **gaze_figures(gaze),
     )
 
 
@@ -137,13 +144,35 @@ def blinks(closed: Tensor) -> float:
     return float((shut[1:] & ~shut[:-1]).sum()) / len(closed) * 60 * FPS
 
 
+def gaze_figures(gaze: Tensor | None) -> dict[str, float]:
+    """Of where eyes look (T, 4), the mean of both: deviation to the side, in % of an eye's width; share of the frames in
+    which they are where they mostly are; saccades a minute. nan where nobody knows."""
+    if gaze is None:
+        return dict.fromkeys(("gaze", "viewer", "saccades"), float("nan"))
+    at = gaze.unflatten(1, (2, 2)).mean(1)
+    away = (at - at.median(0).values).abs().amax(1)
+    jumps = (at[JUMP_FRAMES:] - at[:-JUMP_FRAMES]).norm(dim=1) > JUMP
+    return {
+        "gaze": 100 * float(at[:, 0].std()),
+        "viewer": float((away < AT_VIEWER).float().mean()),
+        "saccades": float((jumps[1:] & ~jumps[:-1]).sum()) / len(at) * 60 * FPS,
+    }
+
+
 def _pixels_apart(a: Tensor, b: Tensor) -> float:
     return PIXELS * float((a - b).norm(dim=-1).mean())
 
 
 @torch.no_grad()
-def compare(clips: Sequence[Clip], generated: Mapping[str, Sequence[Tensor]]) -> list[System]:
-    """The real motion, a still face, the motion of another clip, and what generators made of each clip, by label."""
+def compare(
+    clips: Sequence[Clip],
+    generated: Mapping[str, Sequence[Tensor]],
+    gazes: Mapping[str, Sequence[Tensor]] | None = None,
+) -> list[System]:
+    """The real motion, a still face, the motion of another clip, and what generators made of each clip, by label.
+
+    gazes: (T, 4) of each clip by label, where they are known.
+    """
     systems: dict[str, Sequence[Tensor]] = {
         REAL: [clip.motion for clip in clips],
         STILL: [clip.motion[:1].expand_as(clip.motion) for clip in clips],
@@ -152,7 +181,10 @@ def compare(clips: Sequence[Clip], generated: Mapping[str, Sequence[Tensor]]) ->
     face, found = Face(), []
     poses = [motion_poses(clip.motion.numpy()) for clip in clips]
     for name, motions in (systems | dict(generated)).items():
-        rows = [figures(face, clip.motion, motion) for clip, motion in zip(clips, motions, strict=True)]
+        looks: Sequence[Tensor | None] = (gazes or {}).get(name) or [None] * len(clips)
+        rows = [
+            figures(face, clip.motion, motion, gaze) for clip, motion, gaze in zip(clips, motions, looks, strict=True)
+        ]
         means = {f.name: mean(np.array([asdict(row)[f.name] for row in rows])) for f in fields(MotionFigures)}
         distance = PoseDistance()
         for pose, motion in zip(poses, motions, strict=True):

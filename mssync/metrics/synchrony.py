@@ -153,18 +153,27 @@ def generated(syncers: SyncerPyramid, generator: Any, clips: Sequence[Clip], sys
     return found
 
 
-@torch.no_grad()
 def roll_out(generator: Any, clip: Clip) -> Tensor:
     """Generated motion (T, D) of a clip's first frame and speech; the head turns in each clip in its own way.
 
     Motion of the space face-1 comes as the keypoints of the space compact-1 that it shows.
     """
+    return seen(clip, rolled_out(generator, clip))
+
+
+@torch.no_grad()
+def rolled_out(generator: Any, clip: Clip) -> Tensor:
+    """The same in the generator's own space."""
     heard = clip.heard[0] if clip.heard else clip.audio
-    face = None if clip.faces is None else clip.faces[0]
-    start = clip.motion[0] if face is None else face.start
-    made = torch.stack(list(generator.stream(start, heard, own_seed(clip.name))))[: len(clip)]
-    if face is None:
+    start = clip.motion[0] if clip.faces is None else clip.faces[0].start
+    return torch.stack(list(generator.stream(start, heard, own_seed(clip.name))))[: len(clip)]
+
+
+def seen(clip: Clip, made: Tensor) -> Tensor:
+    """What a clip's generated motion shows, (T, 60) of the space compact-1."""
+    if clip.faces is None:
         return made
+    face = clip.faces[0]
     return FaceSpace().keypoints(made, face.start_rest, face.start, clip.motion[0, BODY_NUMBERS])
 
 
