@@ -260,7 +260,7 @@ def _fit(stage: _Stage, config: Config, fabric: Any, run_dir: str | Path, deadli
     width = config.meter.head_width if stage.part == "head" else config.meter.lips_width
     size = stage.train[0].motion.shape[1]
     levels = Levels([Syncer(size, width, config.meter.embedding, settings.dropout) for _ in range(stage.levels)])
-    _set_statistics(levels, stage.train)
+    set_statistics(levels, stage.train)
     batches = Pieces(stage.train, settings, seed=1)
     held_out = Pieces(stage.val, settings, seed=2, augment=False) if stage.val else None
     checks = [held_out(n) for n in range(VALIDATION_BATCHES)] if held_out else []
@@ -314,7 +314,7 @@ def _by_level(name: str, shares: Tensor) -> dict[str, float]:
     return {f"{name}{n}": float(share) for n, share in enumerate(shares.detach(), start=1)}
 
 
-def _set_statistics(levels: Levels, examples: list[Example]) -> None:
+def set_statistics(levels: Levels, examples: list[Example]) -> None:
     """Mean and deviation of every level's motion and sound, over all examples."""
     count = len(levels.syncers)
     motion: list[list[Tensor]] = [[] for _ in range(count)]
