@@ -145,8 +145,8 @@ def blinks(closed: Tensor) -> float:
 
 
 def gaze_figures(gaze: Tensor | None) -> dict[str, float]:
-    """Of where eyes look (T, 4), the mean of both: deviation to the side, in % of an eye's width; share of the frames in
-    which they are where they mostly are; saccades a minute. nan where nobody knows."""
+    """Of where eyes look (T, 4), the mean of both: deviation to the side, in % of an eye's width; share of the frames
+    in which they are where they mostly are; saccades a minute. nan where nobody knows."""
     if gaze is None:
         return dict.fromkeys(("gaze", "viewer", "saccades"), float("nan"))
     at = gaze.unflatten(1, (2, 2)).mean(1)
