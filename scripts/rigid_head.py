@@ -1,6 +1,6 @@
 """Does speech move the head, or only the mesh that an open mouth pulls at? `python scripts/rigid_head.py DATA`.
 
-DATA: a prepared folder. Syncers of all four levels learn, as the head of the sync meter does (`mssync.training.meter`), to
+DATA: a prepared folder. Syncers of all four levels learn, as the head of the meter does (`mssync.training.meter`), to
 match speech and the rigid pose of the head alone: six numbers of the space face-1, fitted to eye corners, nose and
 forehead. Prints how far from zero the offsets of real clips and of clips with another's sound are found, on the splits
 `val` and `test`, and the p of the difference; below it the same of lips, by the shipped meter. Five minutes on a core.
