@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from mssync.errors import InputError
+from mssync.pixels import Places, resampled, shrunk
 
 N_LANDMARKS = 478
 N_SKIN = 468  # of them are on the face; the others are the irises'
@@ -389,32 +390,25 @@ def _inside(start: float, length: float, limit: float) -> float:
 
 def crop(image: np.ndarray, box: Box, size: int) -> np.ndarray:
     """Cut a box out and resize it: (H, W, 3) uint8 -> (size, size, 3) uint8. Outside, the border is repeated."""
-    import cv2
-
     height, width = image.shape[:2]
     x0, y0 = int(np.floor(box.x0)), int(np.floor(box.y0))
     x1, y1 = int(np.ceil(box.x0 + box.side)), int(np.ceil(box.y0 + box.side))
     part = image[max(y0, 0) : max(y1, 1), max(x0, 0) : max(x1, 1)]
-    pads = (max(-y0, 0), max(y1 - height, 0), max(-x0, 0), max(x1 - width, 0))
-    if any(pads):
-        part = cv2.copyMakeBorder(part, *pads, cv2.BORDER_REPLICATE)
+    pads = ((max(-y0, 0), max(y1 - height, 0)), (max(-x0, 0), max(x1 - width, 0)), (0, 0))
+    if np.any(pads):
+        part = np.pad(part, pads, mode="edge")
     # Pixel centres: box coordinate u of the output's pixel i is (i + 1/2) * side / size.
     scale = box.side / size
     if scale > 1.5:  # area averaging first, or a large picture would alias
         shrink = max(1.0, part.shape[0] / max(1, round(part.shape[0] / scale)))
         small = (max(1, round(part.shape[1] / shrink)), max(1, round(part.shape[0] / shrink)))
         fx, fy = small[0] / part.shape[1], small[1] / part.shape[0]
-        part = cv2.resize(part, small, interpolation=cv2.INTER_AREA)
+        part = shrunk(part, *small)
     else:
         fx = fy = 1.0
-    matrix = np.array(
-        [
-            [scale * fx, 0, ((box.x0 - x0) + 0.5 * scale) * fx - 0.5],
-            [0, scale * fy, ((box.y0 - y0) + 0.5 * scale) * fy - 0.5],
-        ]
-    )
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(part, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    across = Places(((box.x0 - x0) + 0.5 * scale) * fx - 0.5, scale * fx, size)
+    down = Places(((box.y0 - y0) + 0.5 * scale) * fy - 0.5, scale * fy, size)
+    return resampled(part, across, down)
 
 
 def in_crop(landmarks: np.ndarray, box: Box) -> np.ndarray:
@@ -429,20 +423,13 @@ def paste(image: np.ndarray, box: Box, patch: np.ndarray, edge: float = 0.08) ->
     image: (H, W, 3) uint8; patch: (s, s, 3) uint8, the picture inside `box`; edge: width of the blend in
     sides of the box. Edges that lie on the picture's border are not blended. Returns a new (H, W, 3) uint8.
     """
-    import cv2
-
     height, width = image.shape[:2]
     x0, y0 = max(round(box.x0), 0), max(round(box.y0), 0)
     x1, y1 = min(round(box.x0 + box.side), width), min(round(box.y0 + box.side), height)
     scale = patch.shape[0] / box.side
-    matrix = np.array(
-        [
-            [scale, 0, (x0 + 0.5 - box.x0) * scale - 0.5],
-            [0, scale, (y0 + 0.5 - box.y0) * scale - 0.5],
-        ]
-    )
-    flags = (cv2.INTER_AREA if scale > 1 else cv2.INTER_CUBIC) | cv2.WARP_INVERSE_MAP
-    part = cv2.warpAffine(patch, matrix, (x1 - x0, y1 - y0), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    across = Places((x0 + 0.5 - box.x0) * scale - 0.5, scale, x1 - x0)
+    down = Places((y0 + 0.5 - box.y0) * scale - 0.5, scale, y1 - y0)
+    part = resampled(patch, across, down, cubic=scale <= 1)
     ramp = max(edge * box.side, 1.0)
     alpha_x = _ramp(x0, x1, width, ramp)
     alpha_y = _ramp(y0, y1, height, ramp)

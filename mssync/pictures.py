@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile
 
 from mssync.errors import InputError, PathLike, input_file
+from mssync.pixels import shrunk
 
 RGB = NDArray[np.uint8]
 Wide = NDArray[np.uint16]
@@ -319,12 +320,10 @@ def _over_white(samples: Wide) -> Wide:
 
 
 def _reduced_wide(samples: Wide, longest: int | None) -> Wide:
-    import cv2
-
     width, height = _fitting(samples.shape[1::-1], longest)
     if (height, width) == samples.shape[:2]:
         return samples
-    return cv2.resize(samples, (width, height), interpolation=cv2.INTER_AREA).astype(np.uint16, copy=False)
+    return shrunk(samples, width, height)
 
 
 def _wide_in_srgb(samples: Wide, profile: bytes | None, name: str) -> RGB:

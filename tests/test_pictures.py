@@ -280,9 +280,12 @@ def test_sixteen_bits_are_rounded_not_cut(tmp_path):
 
 
 def test_sixteen_bit_tiff(tmp_path):
-    cv2 = pytest.importorskip("cv2")
     samples = (np.arange(64 * 64 * 3).reshape(64, 64, 3) * 5 % 65536).astype(np.uint16)
-    cv2.imwrite(str(tmp_path / "a.tiff"), samples[..., ::-1])
+    with av.open(tmp_path / "a.tiff", "w", format="image2") as file:
+        stream = file.add_stream("tiff", options={"compression_algo": "lzw"})
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "rgb48le"
+        file.mux(stream.encode(av.VideoFrame.from_ndarray(samples, format="rgb48le")))
+        file.mux(stream.encode())
     np.testing.assert_array_equal(read_image(tmp_path / "a.tiff"), np.rint(samples / 257))
 
 

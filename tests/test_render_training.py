@@ -18,6 +18,7 @@ from mssync.data.frames import MATTE, Settings, collect, read_frames
 from mssync.data.windows import Windows
 from mssync.errors import InputError
 from mssync.metrics.frontal import mean_face
+from mssync.pixels import encode_jpeg
 from mssync.render.painter import Painter
 from mssync.training.common import Run
 from mssync.training.painter import Pairs, evaluate, posed
@@ -33,7 +34,7 @@ def write_clip(folder: Path, name: str, split: str, count: int, seed: int) -> No
     for t in range(count):
         moved = points.copy()
         moved[[14, 87, 317, 17, 152], 1] += 2 * t
-        blobs.append(frames._jpeg(picture))
+        blobs.append(encode_jpeg(picture, frames.QUALITY, "4:4:4"))
         landmarks.append(moved)
     np.savez(
         folder / f"{name}.npz",

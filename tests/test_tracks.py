@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 
 from mssync.data import tracks
 from mssync.data.tracks import Limits, Track, centred_boxes, fill_gaps, find_tracks, fixed_boxes, objection, scenes
 from mssync.faces import FaceMesh
+from mssync.pixels import Places, resampled
 
 Picture = NDArray[np.uint8]
 
@@ -105,10 +107,9 @@ def test_no_face(mesh: FaceMesh) -> None:
 
 
 def test_blur_is_measured_whatever_the_size_of_the_picture(portrait: Picture, mesh: FaceMesh) -> None:
-    import cv2
-
-    large = cv2.resize(portrait, (640, 640), interpolation=cv2.INTER_CUBIC)
-    blurred = cv2.GaussianBlur(portrait, (0, 0), 4)
+    twice = Places(-0.25, 0.5, 2 * len(portrait))
+    large = resampled(portrait, twice, twice, cubic=True)
+    blurred = gaussian_filter(portrait, (4, 4, 0))
     sharp, same, soft = (find_tracks([p] * 14, mesh)[0][0].sharpness for p in (portrait, large, blurred))
     assert 0.6 < same / sharp < 1.6
     assert soft < sharp / 10

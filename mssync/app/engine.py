@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from mssync.cores import Cores, use_one_core
+from mssync.pixels import encode_jpeg
 from mssync.stream import StreamingAnimator
 
 TURN_FRAMES = 2  # frames drawn in one turn: more would make others wait
@@ -85,10 +86,7 @@ def drawn(count: int) -> list[int]:
 
 def jpeg(frame: np.ndarray) -> bytes:
     """The JPEG of a frame (H, W, 3) uint8 RGB."""
-    import cv2
-
-    coded = cv2.imencode(".jpg", np.ascontiguousarray(frame[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
-    return coded.tobytes()
+    return encode_jpeg(frame, JPEG_QUALITY)
 
 
 class Engine:

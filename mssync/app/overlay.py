@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from mssync.animate import Frames, Pipeline, Portrait
 from mssync.faces import Box, crop, largest_face
 from mssync.motion import jacobians, points
+from mssync.pixels import stroke
 
 PREVIEW = 560  # side of a preview in pixels: sharp on a phone's screen, quickly sent
 SURROUNDINGS = 0.25  # what a preview shows around the crop, in sides of the crop
 DIMMED = 0.35  # brightness of what lies outside the crop
 CROP, FACE, KEYPOINT, AXES = (255, 255, 255), (120, 220, 255), (255, 210, 0), ((255, 90, 90), (90, 255, 120))  # RGB
+FRAME = 2  # pixels: width of the lines around crop and face
 AXIS = 0.05  # length of a keypoint's axes in sides of the crop, where its Jacobian is the unit matrix
 
 
@@ -22,8 +24,6 @@ def preview(talker: Pipeline, picture: np.ndarray) -> np.ndarray:
 
     Returns (PREVIEW, PREVIEW, 3) uint8. Raises InputError where there is no face.
     """
-    import cv2
-
     portrait = talker.portrait(picture)
     face = largest_face(talker.face_mesh, portrait.picture, "the picture")
     box, margin = portrait.box, SURROUNDINGS * portrait.box.side
@@ -34,12 +34,19 @@ def preview(talker: Pipeline, picture: np.ndarray) -> np.ndarray:
     shown = (bright * DIMMED).astype(np.uint8)
     low, high = round(inner.x0), round(inner.x0 + inner.side)
     shown[low:high, low:high] = bright[low:high, low:high]
-    cv2.rectangle(shown, (low, low), (high, high), CROP, 2, cv2.LINE_AA)
+    _frame(shown, (low, low), (high, high), CROP)
     corners = (np.array(face.box).reshape(2, 2) - (around.x0, around.y0)) * scale
-    upper, lower = corners.round().astype(int).tolist()
-    cv2.rectangle(shown, upper, lower, FACE, 2, cv2.LINE_AA)
+    upper, lower = corners.round().tolist()
+    _frame(shown, upper, lower, FACE)
     draw_pose(shown, portrait.pose, inner)
     return shown
+
+
+def _frame(picture: np.ndarray, upper: Sequence[float], lower: Sequence[float], colour: Sequence[int]) -> None:
+    """Draw a rectangle around (x, y) of its upper left and its lower right corner into a picture (H, W, 3) uint8."""
+    corners = [upper, (lower[0], upper[1]), lower, (upper[0], lower[1])]
+    for k in range(4):
+        stroke(picture, corners[k - 1], corners[k], FRAME, colour)
 
 
 def with_motion(frames: Frames, portrait: Portrait, paste_back: bool) -> Iterator[np.ndarray]:
@@ -53,13 +60,9 @@ def with_motion(frames: Frames, portrait: Portrait, paste_back: bool) -> Iterato
 
 def draw_pose(picture: np.ndarray, pose: np.ndarray, box: Box) -> None:
     """Draw keypoints (10, 6) of a crop into a picture (H, W, 3) uint8 that holds it at `box`: dots with their axes."""
-    import cv2
-
     centres = np.array([box.x0, box.y0]) + (points(pose) + 1) * box.side / 2
     width = max(1, round(box.side / 200))
     for centre, jacobian in zip(centres, jacobians(pose), strict=True):
-        middle = tuple(centre.round().astype(int).tolist())
         for axis, colour in zip(jacobian.T, AXES, strict=True):  # where the x and the y axis of the face point
-            end = tuple((centre + axis * AXIS * box.side).round().astype(int).tolist())
-            cv2.line(picture, middle, end, colour, width, cv2.LINE_AA)
-        cv2.circle(picture, middle, 2 * width, KEYPOINT, -1, cv2.LINE_AA)
+            stroke(picture, centre, centre + axis * AXIS * box.side, width, colour)
+        stroke(picture, centre, centre, 4 * width, KEYPOINT)

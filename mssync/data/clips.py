@@ -30,6 +30,7 @@ import numpy as np
 
 from mssync.data import shards
 from mssync.errors import InputError, written_whole
+from mssync.pixels import decode_jpeg
 
 SIZE = 256  # side of the prepared frames, in pixels
 SPLITS = ("train", "val", "test")
@@ -91,13 +92,6 @@ class Clip:
         start, stop = self.arrays["offsets"][t : t + 2]
         first, _ = shards.locate(self.shard, f"{self.entry.name}.jpgs")
         return decode_jpeg(shards.read(self.shard, first + int(start), int(stop - start)))
-
-
-def decode_jpeg(blob: bytes) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of a JPEG."""
-    import cv2
-
-    return np.ascontiguousarray(cv2.imdecode(np.frombuffer(blob, np.uint8), cv2.IMREAD_COLOR)[..., ::-1])
 
 
 @lru_cache(maxsize=IN_MEMORY)

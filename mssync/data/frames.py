@@ -22,14 +22,13 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from mssync.data import workers
-from mssync.data.clips import decode_jpeg
 from mssync.data.readers import Job, read_jobs
 from mssync.errors import InputError, written_whole
 from mssync.faces import FaceMesh, crop, crop_box
 from mssync.pictures import read_image
+from mssync.pixels import decode_jpeg, encode_jpeg
 from mssync.video import RGB, VideoReader
 
 MATTE = ".matte.npz"  # end of the files that `scripts/label_mattes.py` writes beside
@@ -92,7 +91,7 @@ def _collect_one(job: Job, out: Path, settings: Settings) -> None:
                 size = min(MAX_SIDE, round(box.side))
                 picture = crop(frame, box, size)
                 points = (points - np.array([box.x0, box.y0, 0], np.float32)) * np.float32(size / box.side)
-            blobs.append(_jpeg(picture))
+            blobs.append(encode_jpeg(picture, QUALITY, "4:4:4"))
             landmarks.append(points)
     with written_whole(out / f"{job.key}.npz", ".npz") as temporary:
         np.savez(
@@ -110,14 +109,6 @@ def _spread(job: Job, count: int) -> list[RGB]:
     reader = VideoReader(job.path, job.start, job.stop)
     step = max(1, round(reader.duration * 25 / count))
     return [frame for k, frame in enumerate(reader) if k % step == step // 2][:count]
-
-
-def _jpeg(picture: RGB) -> bytes:
-    import io
-
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "JPEG", quality=QUALITY, subsampling=0)
-    return file.getvalue()
 
 
 class Shown:

@@ -18,13 +18,14 @@ import numpy as np
 
 from mssync.audio import KINDS, SAMPLE_RATE, SAMPLES_PER_VIDEO, features, is_silent, load_audio
 from mssync.data import shards, workers
-from mssync.data.clips import SIZE, Entry, decode_jpeg
+from mssync.data.clips import SIZE, Entry
 from mssync.data.readers import Job
 from mssync.data.tracks import BOXES, Limits, Track, find_tracks, objection
 from mssync.errors import InputError, written_whole
 from mssync.faces import Box, FaceMesh, crop
 from mssync.meter import FRAME_MS, SyncMeter
 from mssync.pictures import RGB
+from mssync.pixels import decode_jpeg, encode_jpeg
 from mssync.video import FPS, VideoReader
 
 JPEG_QUALITY = 95
@@ -187,11 +188,9 @@ _Tools = tuple[FaceMesh, Any]  # the face mesh and the reenactor, None without a
 @lru_cache(maxsize=1)
 def _tools(model: str | None) -> _Tools:
     """The tools of this process; building them takes a second."""
-    import cv2
     import torch
 
-    cv2.setNumThreads(1)  # there is a process for every core
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # there is a process for every core
     if model is None:
         return FaceMesh(), None
     from mssync.animate import load
@@ -296,8 +295,6 @@ def _cropped(
 ) -> list[tuple[Path, np.ndarray]]:
     """A file of JPEGs for every track, and the bytes (T + 1,) at which its frames start. A second pass over the video:
     its frames at full size may not fit into memory."""
-    import cv2
-
     files = [scratch / f"{n}.jpgs" for n in range(len(tracks))]
     offsets: list[list[int]] = [[0] for _ in tracks]
     end = max((track.stop for track in tracks), default=0)
@@ -305,10 +302,8 @@ def _cropped(
         for file, track, box, starts in zip(files, tracks, boxes, offsets, strict=True):
             if track.start <= t < track.stop:
                 picture = crop(frame, Box(*box[t - track.start].tolist()), SIZE)
-                quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-                blob = cv2.imencode(".jpg", picture[..., ::-1], quality)[1].tobytes()
                 with file.open("ab") as stream:
-                    starts.append(starts[-1] + stream.write(blob))
+                    starts.append(starts[-1] + stream.write(encode_jpeg(picture, JPEG_QUALITY)))
     return list(zip(files, map(np.array, offsets), strict=True))
 
 

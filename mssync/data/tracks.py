@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
+from PIL import Image
 
 from mssync.faces import CROP_SCALE, Box, Face, FaceMesh, Follower, crop, crop_box
 from mssync.motion import gaussian
 from mssync.pictures import RGB
+from mssync.pixels import laplacian, shrunk
 from mssync.video import FPS
 
 # Scene cuts: a frame whose small picture differs from the one before by more than MIN_CUT grey levels and CUT_RATIO
@@ -135,12 +137,9 @@ def _is_cut(change: float, around: list[float], lasting: float) -> bool:
 
 
 def _small(frame: RGB) -> np.ndarray:
-    import cv2
-
     # Every other pixel of large pictures: averaging all of them would take longer than looking for cuts is worth.
     step = max(1, min(frame.shape[0], frame.shape[1]) // 200)
-    thin = np.ascontiguousarray(frame[::step, ::step])
-    return cv2.resize(thin, SMALL, interpolation=cv2.INTER_AREA).astype(np.float32)
+    return shrunk(frame[::step, ::step], *SMALL).astype(np.float32)
 
 
 def _difference(one: np.ndarray, two: np.ndarray) -> float:
@@ -283,13 +282,11 @@ def fill_gaps(points: list[np.ndarray | None]) -> np.ndarray:
 
 def sharpness(frame: RGB, points: np.ndarray) -> float:
     """Variance of the Laplacian over the face that landmarks (478, 3) tell, at 128 × 128 in 8-bit grey."""
-    import cv2
-
     low, high = points[:, :2].min(0), points[:, :2].max(0)
     side = float((high - low).max())
     x, y = (low + high) / 2 - side / 2
     face = crop(frame, Box(float(x), float(y), side), SHARP_SIDE)
-    return float(cv2.Laplacian(cv2.cvtColor(face, cv2.COLOR_RGB2GRAY), cv2.CV_64F).var())
+    return float(laplacian(np.asarray(Image.fromarray(face).convert("L"))).var())
 
 
 def _parted(track: Track) -> list[Track]:

@@ -18,6 +18,7 @@ from mssync.metrics.estimates import correlation
 from mssync.metrics.footage import BLOCK, Clip
 from mssync.metrics.identity import FaceEmbedding
 from mssync.metrics.regions import pixels, seen_skin
+from mssync.pixels import shrunk
 from mssync.reenact import to_tensor
 from mssync.render.field import thin_plate, view, view_solver
 from mssync.render.organs import MOUTH, framed, grid, inside, opened, source_frame
@@ -71,13 +72,12 @@ def tint(clip: Clip, frames: np.ndarray, times: Sequence[int] | np.ndarray, skin
 
 def skin_colours(frame: np.ndarray, points: np.ndarray, skin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """CIELAB (478, 3) of a frame (s, s, 3) at its mesh points, low-passed over its skin (s, s); which show it."""
-    import cv2
+    from scipy.ndimage import gaussian_filter
 
     side = len(frame) // REDUCED
     deviation = COARSE * side
     layers = (np.dstack([frame, np.ones_like(skin)]) * skin[..., None]).astype(np.float32)  # colours, and how much
-    small: np.ndarray = cv2.resize(layers, (side, side), interpolation=cv2.INTER_AREA)
-    blurred = cv2.GaussianBlur(small, (0, 0), deviation)
+    blurred = gaussian_filter(shrunk(layers, side, side), (deviation, deviation, 0), mode="mirror")
     x, y = pixels(points * (side / len(frame)), side)
     total, weight = np.split(blurred[y, x], [3], axis=1)
     return lab(total / np.maximum(weight, LEAST)), seen_skin(points, skin)

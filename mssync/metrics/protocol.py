@@ -22,6 +22,7 @@ from mssync.data.readers import VIDEOS
 from mssync.errors import InputError
 from mssync.meter import Watched, watch
 from mssync.metrics.tables import Cell, Row, Table, cell
+from mssync.pixels import shrunk
 from mssync.video import FPS, VideoReader
 
 if TYPE_CHECKING:
@@ -370,11 +371,7 @@ def _mouth_distance(take: Take, real: Take) -> Figures:
 
 def _pictures(take: Take) -> np.ndarray:
     """(T, 256, 256, 3) uint8."""
-    import cv2
-
-    return np.stack(
-        [cv2.resize(f, (SIZE, SIZE), interpolation=cv2.INTER_AREA) for f in islice(take.frames(), len(take))]
-    )
+    return np.stack([shrunk(frame, SIZE, SIZE) for frame in islice(take.frames(), len(take))])
 
 
 def _scaled(take: Take, t: int) -> np.ndarray:

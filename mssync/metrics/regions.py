@@ -8,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from mssync.faces import CHIN, N_LANDMARKS, N_SKIN, Silhouette, mirror_points
+from mssync.pixels import filled, hull
 from mssync.reenact.mesh import LEFT_LIDS, LOWER_LIP, RIGHT_LIDS, UPPER_LIP, canonical_face
 
 REGIONS = ("whole", "face", "mouth", "eyes", "hair")
@@ -50,12 +51,8 @@ def _both(points: np.ndarray, sides: Iterable[Iterable[int]], size: int, grown: 
 
 def _hull(points: np.ndarray, size: int, grown: float = 1.0) -> np.ndarray:
     """Mask (size, size) of the hull of points (n, 2), grown around their middle."""
-    import cv2
-
-    mask, middle = np.zeros((size, size), np.uint8), points.mean(0)
-    outline = cv2.convexHull(np.rint((points - middle) * grown + middle).astype(np.int32))
-    cv2.fillConvexPoly(mask, outline, (1,))
-    return mask.astype(bool)
+    middle = points.mean(0)
+    return filled(hull(np.rint((points - middle) * grown + middle)), size, size)
 
 
 @lru_cache(maxsize=1)

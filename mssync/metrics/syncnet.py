@@ -19,6 +19,7 @@ from torchmetrics import Metric
 
 from mssync.audio import AUDIO_PER_VIDEO, SAMPLES_PER_VIDEO, mfcc
 from mssync.errors import InputError, PathLike, input_file
+from mssync.pixels import Places, resampled
 from mssync.reenact.convert import shape_of, shortened
 
 SIZE = 224  # side of a face crop, in pixels
@@ -144,15 +145,15 @@ def face_crops(frames: Iterable[np.ndarray], landmarks: np.ndarray) -> Iterator[
 
     frames: (H, W, 3) uint8 at 25 fps; landmarks: (T, 478, 3) in their pixels, one a frame.
     """
-    import cv2
-
     for frame, (x, y, half) in zip(frames, _track(landmarks), strict=False):
         room = int(half * (1 + 2 * CROP_SCALE))
         padded = np.pad(frame, ((room, room), (room, room), (0, 0)), constant_values=GREY)
         x, y = np.clip(x, 0, frame.shape[1]) + room, np.clip(y, 0, frame.shape[0]) + room
         top, bottom = int(y - half), int(y + half * (1 + 2 * CROP_SCALE))
         left, right = int(x - half * (1 + CROP_SCALE)), int(x + half * (1 + CROP_SCALE))
-        yield cv2.resize(padded[top:bottom, left:right], (SIZE, SIZE))
+        cut = padded[top:bottom, left:right]
+        down, across = (Places((length / SIZE - 1) / 2, length / SIZE, SIZE) for length in cut.shape[:2])
+        yield resampled(cut, across, down)
 
 
 def _track(landmarks: np.ndarray) -> np.ndarray:

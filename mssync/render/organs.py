@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mssync.faces import mirror_points
 from mssync.metrics.frontal import mean_face
+from mssync.pixels import shrunk, warped
 from mssync.render.field import enlarging, seen, thin_plate
 
 # fmt: off
@@ -198,22 +199,18 @@ def local_field(organ: Organ, source: Tensor, target: Tensor, where: Tensor, ste
 def face_window(image: np.ndarray, landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     """The face of a picture (H, W, 3), with landmarks (478, 3), upright in (288, 256, 3); they in its pixels; and how
     many pixels of the picture one of these is wide."""
-    import cv2
-
     height, width = FACE.size
-    small, shrunk = image, np.ones(2)
+    small, reduced = image, np.ones(2)
     frame = source_frame(FACE, torch.from_numpy(landmarks)[None])[0].numpy()
     pixel = np.linalg.norm(frame[0, :2]) * 2 / width  # of the window, in pixels of the picture
     if pixel > 1.5:
-        reduced = (round(image.shape[1] / pixel), round(image.shape[0] / pixel))
-        small = cv2.resize(image, reduced, interpolation=cv2.INTER_AREA)
-        shrunk = np.array([small.shape[1] / image.shape[1], small.shape[0] / image.shape[0]])
+        small = shrunk(image, round(image.shape[1] / pixel), round(image.shape[0] / pixel))
+        reduced = np.array([small.shape[1] / image.shape[1], small.shape[0] / image.shape[0]])
     corners = grid(FACE.size)[[0, 0, -1], [0, -1, 0]][None]
     there = placed(torch.from_numpy(frame[None, :, :2]), corners)[0].numpy()
-    there = (there + 0.5) * shrunk - 0.5
-    here = np.array([[0, 0], [width - 1, 0], [0, height - 1]])
-    matrix = cv2.getAffineTransform(there.astype(np.float32), here.astype(np.float32))
-    out = cv2.warpAffine(small, matrix, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    there = (there + 0.5) * reduced - 0.5
+    matrix = np.stack([(there[1] - there[0]) / (width - 1), (there[2] - there[0]) / (height - 1), there[0]], 1)
+    out = warped(small, matrix, width, height, cubic=True)
     uv = (landmarks[:, :2] - frame[2, :2]) @ np.linalg.inv(frame[:2, :2])
     points = uv * (width / 2) + np.array([width, height]) / 2 - 0.5
     return out, np.concatenate([points, landmarks[:, 2:] / pixel], 1).astype(np.float32), float(pixel)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mssync.faces import EYE_CORNERS, N_SKIN, mirror_points
+from mssync.pixels import filled
 from mssync.reenact import to_bytes
 from mssync.render.field import Hiding, affine, eased, enlarging, seen, thin_plate, view, view_solver
 from mssync.render.organs import EYE, FACE, MOUTH, Organ, framed, inside, mirror_mesh, source_frame
@@ -375,13 +376,10 @@ def layers(
 
 def inked(outline: Tensor, box: Box, size: int, pad: int) -> Tensor:
     """The inside of an outline (n, 2), a little grown, at size × size with `pad` pixels around: (1, 1, h, w)."""
-    import cv2
-
     fine, side = 4, size + 2 * pad
     points = (outline.numpy() + 0.5 - np.array(box[:2], np.float32)) * np.float32(size / box[2]) + pad
-    mask = np.zeros((side * fine, side * fine), np.float32)
-    cv2.fillPoly(mask, [np.rint(points * fine).astype(np.int32)], (1.0,))
-    grown = F.max_pool2d(torch.from_numpy(mask)[None, None], 2 * fine + 1, 1, fine)
+    mask = torch.from_numpy(filled(np.rint(points * fine), side * fine, side * fine))[None, None].float()
+    grown = F.max_pool2d(mask, 2 * fine + 1, 1, fine)
     return F.avg_pool2d(grown, (2 * fine + 1), 1, fine)[..., fine // 2 :: fine, fine // 2 :: fine]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mssync.config import Config
 from mssync.data.frames import MATTE, Shown, read_frames
 from mssync.errors import InputError
+from mssync.pixels import shrunk, warped
 from mssync.precision import choose, drawing_precision
 from mssync.render.matte import MatteNet, face_hint
 from mssync.training.common import Run, fit, launched
@@ -35,14 +36,12 @@ class Mattes:
             raise InputError(f"{folder}: no mattes of the split {split!r}; label them with scripts/label_mattes.py")
 
     def _add(self, clip: Shown, label: Path) -> None:
-        import cv2
-
         with np.load(label) as file:
             times, alphas = file["times"], file["alpha"]
         for t, alpha in zip(times, alphas, strict=True):
             frame = clip.frame(int(t))
             scale = np.array([SIDE / frame.shape[1], SIDE / frame.shape[0]], np.float32)
-            self.pictures.append(cv2.resize(frame, (SIDE, SIDE), interpolation=cv2.INTER_AREA))
+            self.pictures.append(shrunk(frame, SIDE, SIDE))
             self.alphas.append(alpha)
             self.points.append((clip.landmarks[int(t)][:, :2] + 0.5) * scale)
 
@@ -54,13 +53,9 @@ class Mattes:
         return self._warped(k, np.eye(2, 3) * (self.size / SIDE))
 
     def _warped(self, k: int, matrix: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        import cv2
-
-        size = (self.size, self.size)
-        picture, alpha = (
-            cv2.warpAffine(x, matrix, size, flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REPLICATE)
-            for x in (self.pictures[k], self.alphas[k])
-        )
+        """The same under a map (2, 3) of the picture's pixels to those of the result."""
+        back = np.linalg.inv(np.concatenate([matrix, [[0, 0, 1]]]))[:2]
+        picture, alpha = (warped(x, back, self.size, self.size) for x in (self.pictures[k], self.alphas[k]))
         points = self.points[k] @ matrix[:, :2].T.astype(np.float32) + matrix[:, 2].astype(np.float32)
         return (
             torch.from_numpy(picture).permute(2, 0, 1).float() / 255,

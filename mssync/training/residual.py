@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mssync.config import Config, ResidualTraining
 from mssync.data.boxes import SIZE, Boxes
 from mssync.faces import mirror_points
+from mssync.pixels import filled
 from mssync.precision import choose, drawing_precision
 from mssync.reenact import to_tensor
 from mssync.render.field import view
@@ -128,15 +129,12 @@ def _source(boxes: Boxes, renderer: Any, clip: range, number: int) -> Source:
 
 def unpainted(mesh: np.ndarray) -> Tensor:
     """Where painters do not draw under a mesh (478, 3) in pixels: (1, 1, SIDE, SIDE)."""
-    import cv2
-
     assert MOUTH.outer is not None
     points = (mesh[:, :2] + 0.5) * np.float32(SIDE / SIZE) - 0.5
-    weight = np.ones((SIDE, SIDE), np.float32)
     right = mirror_points()[list(EYE_RINGS[:16])].tolist()
-    for ring in (EYE_RINGS[:16], right, (*MOUTH.outer[0], *MOUTH.outer[1][::-1])):
-        cv2.fillPoly(weight, [np.rint(points[list(ring)]).astype(np.int32)], (0.0,))
-    return torch.from_numpy(weight)[None, None]
+    rings = (EYE_RINGS[:16], right, (*MOUTH.outer[0], *MOUTH.outer[1][::-1]))
+    painted = np.any([filled(np.rint(points[list(ring)]), SIDE, SIDE) for ring in rings], 0)
+    return torch.from_numpy(~painted)[None, None].float()
 
 
 def _mirrored(batch: Batch, flips: Tensor) -> Batch:
