@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from mssync import face1
 from mssync.animate import load
+from mssync.audio import SAMPLE_RATE, load_audio
 from mssync.blendshapes import NAMES, ROTATIONS, blendshapes, rotations, save_blendshapes, timecode
 from mssync.cli import app
 from mssync.cli.common import DEMO_SPEECH
@@ -96,6 +97,20 @@ def test_a_recording_moves_an_avatar(tmp_path):
     assert min(moved[name] for name in ("JawOpen", "MouthPucker", "EyeBlinkLeft", "HeadYaw")) > 0.1
     spoken = load().speak(DEMO_SPEECH)
     np.testing.assert_allclose(values[:, :52], blendshapes(spoken), atol=2e-5)
+
+
+def test_what_a_video_shows_is_read_back(tmp_path):
+    talker = load()
+    sound = load_audio(DEMO_SPEECH)[: 3 * SAMPLE_RATE]
+    portrait = talker.portrait(DEMO_SPEECH.with_name("demo_portrait.jpg"))
+    frames = talker.animate(portrait, sound, sample_rate=SAMPLE_RATE, size=384)
+    frames.save(tmp_path / "a.mp4")
+    found = talker.motion(tmp_path / "a.mp4")
+    assert found.shape == frames.motion.shape == (75, 50)
+    made, read = (blendshapes(motion)[:, NAMES.index("JawOpen")] for motion in (frames.motion, found))
+    assert np.corrcoef(made, read)[0, 1] > 0.8
+    with pytest.raises(InputError, match="this model knows 'compact-1' and 'face-1'"):
+        talker.motion(tmp_path / "a.mp4", space="face-2")
 
 
 def test_a_recording_has_no_motion_of_a_face(tmp_path):
