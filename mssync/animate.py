@@ -201,6 +201,11 @@ class Frames(Iterator[np.ndarray]):
         save_motion(path, self.motion, space=self.space, source_size=self._source_size)
 
 
+def _expected(reader: VideoReader) -> int:
+    """About how many frames a video has."""
+    return max(1, round(FPS * reader.duration))
+
+
 def _told(
     items: Iterable[np.ndarray], count: int, progress: Progress | None, turn: int = 0, turns: int = 1
 ) -> Iterator[np.ndarray]:
@@ -408,9 +413,9 @@ class Pipeline:
         sample_rate: of an array, in Hz; must be given with one, and with nothing else.
         head_motion: 0 keeps the head still, 1 as generated, at most 2. expression: the same for the face.
         smooth: standard deviation of Gaussian smoothing in frames, 0 (off) to 25.
-        seed: of turns of the head and blinks, of which speech tells nothing. The same seed gives the same video on the
-            same machine; on another one, or with other versions of libraries, the same but for what cannot be seen
-            (motion to 1e-5, frames to less than a grey level on the mean).
+        seed: of turns of the head, blinks and saccades, of which speech tells nothing. The same seed gives the same
+            video on the same machine; on another one, or with other versions of libraries, the same but for what cannot
+            be seen (motion to 1e-5, frames to less than a grey level on the mean).
         size: side of the square frames in pixels, even, 64 to 2160. More than the picture itself has enlarges it.
         paste_back: put the animated face back into the full picture; frames then have the picture's size (at
             most 2160 pixels on the longest side), and `size` is not used.
@@ -430,7 +435,7 @@ class Pipeline:
             warnings.warn(f"{sound.name} is silent: the face stays quiet", stacklevel=1)
             expression = expression if self.faces else 0.0
         portrait = self.portrait(image)
-        parts: Iterable[np.ndarray] = self.cores.one_by_one(self._generate(portrait, waveform, seed))
+        parts: Iterable[np.ndarray] = self.cores.one_by_one(self._motions(self.first(portrait), waveform, seed))
         if smooth:  # which needs what is to come
             parts = [gaussian(np.concatenate(list(parts)), smooth)]
         motion = (self.controlled(portrait, part, head_motion, expression) for part in parts)
@@ -523,9 +528,7 @@ class Pipeline:
             if space != SPACE:
                 shots, motions = self._watched(reader, file.name, progress)
                 return joined(motions, *shots)
-            count = max(1, round(FPS * reader.duration))
-            frames = _told(reader, count, progress)
-            shots = find_shots(frames, self.face_mesh, reader.width, reader.height, file.name)
+            shots = self._shots(reader, file.name, progress)
         meshes = (in_crop(shot.landmarks, shot.box) for shot in shots[0])
         return joined([face1.clip_motion(mesh, READ_TAPS)[0] for mesh in meshes], *shots)
 
@@ -543,16 +546,21 @@ class Pipeline:
         sound = Sound.given(audio, sample_rate, MIN_SECONDS)
         return np.concatenate(list(self._motions(start, sound.speech, seed)))
 
+    def _shots(
+        self, reader: VideoReader, name: str, progress: Progress | None, turns: int = 1
+    ) -> tuple[list[Shot], int]:
+        """Shots of a video and the number of its frames: the first of so many turns."""
+        frames = _told(reader, _expected(reader), progress, 0, turns)
+        return find_shots(frames, self.face_mesh, reader.width, reader.height, name)
+
     def _watched(
         self, reader: VideoReader, name: str, progress: Progress | None
     ) -> tuple[tuple[list[Shot], int], list[np.ndarray]]:
         """Shots of a video and the number of its frames, and the motion (n, 10, 6) of each shot. Takes two turns: the
         first finds the faces, the second sees them in their crops."""
-        count = max(1, round(FPS * reader.duration))
-        frames = _told(reader, count, progress, 0, 2)
-        found = find_shots(frames, self.face_mesh, reader.width, reader.height, name)
+        found = self._shots(reader, name, progress, 2)
         seen: list[list[np.ndarray]] = [[] for _ in found[0]]
-        for batch in _batches(crops(_told(reader, count, progress, 1, 2), found[0], SIZE), BATCH):
+        for batch in _batches(crops(_told(reader, _expected(reader), progress, 1, 2), found[0], SIZE), BATCH):
             numbers, images, landmarks = zip(*batch, strict=True)
             poses = self.keypoints(np.stack(images), np.stack(landmarks))
             for number, pose in zip(numbers, poses, strict=True):
@@ -583,12 +591,8 @@ class Pipeline:
 
     # Models
 
-    def _generate(self, portrait: Portrait, waveform: np.ndarray, seed: int) -> Iterator[np.ndarray]:
-        """Motion (n, *frame) in parts of BATCH frames."""
-        return self._motions(self.first(portrait), waveform, seed)
-
     def _motions(self, start: np.ndarray, waveform: np.ndarray, seed: int) -> Iterator[np.ndarray]:
-        """The same from a first frame (*frame)."""
+        """Motion (n, *frame) from a first frame (*frame) on, in parts of BATCH frames."""
         assert self.generator is not None
         first = torch.from_numpy(start).flatten().to(self.device)
         if self.ears is not None:

@@ -15,10 +15,11 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from mssync.errors import InputError, PathLike, written_whole
-from mssync.face1 import EXPRESSION, GAZE, NUMBERS, TURN, straight
+from mssync.face1 import EXPRESSION, GAZE, NUMBERS, TURN, rotation, straight
 from mssync.video import FPS
 
 FILE = Path(__file__).parent / "assets" / "arkit.npy"  # W, (45, 52)
@@ -56,16 +57,13 @@ def rotations(motion: NDArray) -> NDArray[np.float32]:
     Yaw is positive to the person's own left, pitch upwards, roll towards the own left shoulder. Eyes turn in the head,
     counted from looking straight ahead; they do not roll.
     """
-    from scipy.spatial.transform import Rotation
-
-    turns = Rotation.from_rotvec(motion[..., TURN].reshape(-1, 3)).as_matrix().reshape(*motion.shape[:-1], 3, 3)
+    turns = rotation(torch.from_numpy(motion[..., TURN].astype(np.float64))).numpy()
     forward, right = -turns[..., 2], turns[..., 0]  # columns: where the nose, and the own left, point in the picture
     head = [np.arctan2(forward[..., 0], -forward[..., 2]), np.arcsin(-forward[..., 1].clip(-1, 1))]
     head.append(np.arctan2(right[..., 1], right[..., 0]))
     # The eye on the right of the picture is the person's left one.
-    eyes = np.arcsin((EYE_TURN * (motion[..., GAZE] - straight())).clip(-1, 1)).reshape(*motion.shape[:-1], 2, 2)[
-        ..., ::-1, :
-    ]
+    sines = (EYE_TURN * (motion[..., GAZE] - straight())).clip(-1, 1)
+    eyes = np.arcsin(sines).reshape(*motion.shape[:-1], 2, 2)[..., ::-1, :]
     eyes = np.concatenate([eyes[..., :1], -eyes[..., 1:], np.zeros_like(eyes[..., :1])], -1)
     return np.concatenate([np.stack(head, -1), eyes.reshape(*motion.shape[:-1], 6)], -1).astype(np.float32)
 

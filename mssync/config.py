@@ -57,7 +57,7 @@ class GeneratorConfig:
     warmup_frames: int = 0  # ref: 3, the first frame repeated over mirrored audio
     leak: float = 0.0  # share of the distance from x_0 that a frame loses: long roll-outs do not drift (ours)
     relative_input: bool = False  # feed x_t - x_0 beside x_t, for identities that were not trained on (ours)
-    spontaneous: bool = False  # add turns and blinks, of which speech tells nothing; needs lambda_lips (ours)
+    spontaneous: bool = False  # add turns, blinks and saccades; needs lambda_lips (ours)
 
 
 @dataclass

@@ -82,6 +82,11 @@ def read(landmarks: NDArray, rest: NDArray) -> NDArray[np.float32]:
     return np.concatenate([*pose, *_gaze(front), expression], -1).astype(np.float32)
 
 
+def both_eyes(gaze: Tensor) -> Tensor:
+    """Where both eyes look together, (..., 2), of gaze (..., 4): the mean of both."""
+    return gaze.unflatten(-1, (2, 2)).mean(-2)
+
+
 @lru_cache(maxsize=1)
 def straight() -> NDArray[np.float32]:
     """The gaze (4,) of the mean face at rest, which looks straight ahead."""
@@ -98,9 +103,10 @@ def _gaze(front: NDArray) -> list[NDArray]:
 
 def _vector(rotation: NDArray) -> NDArray:
     """Rotation vectors (..., 3), rad, of matrices (..., 3, 3) that turn by less than pi."""
-    from scipy.spatial.transform import Rotation
-
-    return Rotation.from_matrix(rotation.reshape(-1, 3, 3)).as_rotvec().reshape(rotation.shape[:-1])
+    across = np.stack([rotation[..., a, b] - rotation[..., b, a] for a, b in ((2, 1), (0, 2), (1, 0))], -1) / 2
+    sine = np.linalg.norm(across, axis=-1)
+    angle = np.arctan2(sine, (np.trace(rotation, axis1=-2, axis2=-1) - 1) / 2)
+    return across * np.where(sine < TINY, 1, angle / np.maximum(sine, TINY))[..., None]
 
 
 def clip_motion(landmarks: NDArray, taps: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

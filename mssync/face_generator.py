@@ -3,7 +3,7 @@
 Speech hardly tells where a head goes, and where it is now decides where it can be next: pose and gaze are those of
 the autoregressive `Generator`. What lips do speech tells frame by frame: an expression is what a small causal network
 makes of what the speech encoder says about lips, at four time scales, and of the face's own habits (`Expression`).
-Turns and blinks, of which speech tells nothing, are added to both.
+Turns, blinks and saccades, of which speech tells nothing, are added to both.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class FaceGenerator(nn.Module):
         self.expression.pyramid.norm.set_statistics(audio_mean[COMPONENTS:], audio_std[COMPONENTS:])
 
     def forward(self, x0: Tensor, audio: Tensor, origin: Tensor | None = None, before: Tensor | None = None) -> Tensor:
-        """Roll-out of the head, and expressions, differentiable, without turns and blinks.
+        """Roll-out of the head, and expressions, differentiable, without turns, blinks and saccades.
 
         x0 (B, 50), audio (B, 2T, 104) -> motion (B, T, 50). origin (B, 50): another frame of the same person, which the
         head's way is counted from, and whose expression is the usual one; x0 unless given. before: as in `Generator`.
@@ -129,7 +129,7 @@ class FaceGenerator(nn.Module):
 
     @torch.inference_mode()
     def stream(self, x0: Tensor, audio: Tensor, seed: int = 0) -> Iterator[Tensor]:
-        """The frames of `forward`, with turns and blinks, one by one: as `Generator.stream`."""
+        """The frames of `forward`, with turns, blinks and saccades, one by one: as `Generator.stream`."""
         if x0.dim() == 1:
             yield from (frame[0] for frame in self.stream(x0[None], audio[None], seed))
             return

@@ -69,7 +69,7 @@ class Spontaneous:
 
     def _move(self) -> None:
         """Heads and lids to the next frame."""
-        turns, blinks = (self.random.standard_normal((2, len(self.since))).T > (TURNS, BLINKS)).T
+        turns, blinks = (self.random.standard_normal(len(self.since)) > rare for rare in (TURNS, BLINKS))
         places = self.random.standard_normal(self.stages[0].shape).clip(-FARTHEST, FARTHEST)
         self.stages[0] = np.where(turns[:, None], DEVIATION * places, self.stages[0])
         for k in range(STAGES):
@@ -79,7 +79,7 @@ class Spontaneous:
 
     def _look(self) -> None:
         """Eyes to the next frame."""
-        looks, away = (self.random.standard_normal((2, len(self.since))).T > (LOOKS, AWAY)).T
+        looks, away = (self.random.standard_normal(len(self.since)) > rare for rare in (LOOKS, AWAY))
         reach = np.where(away[:, None], ELSEWHERE, AT)
         new = reach * self.random.standard_normal(self.gaze.shape).clip(-FARTHEST, FARTHEST)
         self.target = np.where(looks[:, None], new, self.target)

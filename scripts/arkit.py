@@ -42,15 +42,19 @@ def main(task: str, graph: str, data: str) -> None:
     given, meshes = faces(data, "train")
     said = ask(meshes)[:, columns]
     usual = np.median(said, 0)
-    wanted = torch.from_numpy(((said - usual) / (1 - usual)).clip(0, 1))
-    weight = fit(given, wanted)
+    weight = fit(given, counted(said, usual))
     tongue = torch.zeros(len(weight), 1)  # which no mesh shows
     np.save(blendshapes.FILE, torch.cat([weight, tongue], 1).numpy())
     given, meshes = faces(data, "val")
-    wanted = torch.from_numpy(((ask(meshes)[:, columns] - usual) / (1 - usual)).clip(0, 1))
+    wanted = counted(ask(meshes)[:, columns], usual)
     error = ((with_one(given) @ weight).clamp(0, 1) - wanted).square().mean(0)
     for name, r2 in zip(blendshapes.NAMES, 1 - error / wanted.var(0), strict=False):
         print(f"{name:20s} {float(r2):.2f}")
+
+
+def counted(said: NDArray[np.float32], usual: NDArray[np.float32]) -> Tensor:
+    """Blendshapes (m, n) counted from those of an ordinary face (n,), from 0 to 1."""
+    return torch.from_numpy(((said - usual) / (1 - usual)).clip(0, 1))
 
 
 def listed(graph: str) -> tuple[list[int], list[str]]:

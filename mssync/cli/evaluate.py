@@ -247,7 +247,7 @@ def eval_motion(
     clips = read_sequences(data, split, minimum, faces=True)
     made, gazes = {}, {REAL: [clip.faces[0].motion[:, GAZE] for clip in clips if clip.faces]}
     for label, (generator, hear) in generators.items():
-        heard = generator_sequences(generator.config, hear, data, split, minimum)
+        heard = generator_sequences(generator.config, hear, data, split, minimum) if hear else clips
         own = [rolled_out(generator, clip) for clip in heard]
         made[label] = [seen(clip, motion) for clip, motion in zip(heard, own, strict=True)]
         if generator.config.space == SPACE:

@@ -13,6 +13,7 @@ from mssync.reenact.mesh import LEFT_LIDS, LOWER_LIP, MESH_KEYPOINTS, RIGHT_LIDS
 
 OPEN = 0.75  # quantile of the opening of eyes at which they are open: the others are in blinks, or tired
 SHUT = 0.45  # how far eyes close in a blink, at least: motion is smoothed, which leaves them open a little
+SACCADE, SACCADE_FRAMES = 0.03, 3  # widths of an eye that both move in a saccade, at least, and frames that it takes
 CONTACT = 0.15  # of the range of a mouth's opening, below which lips touch
 EVERY = 6  # points of the mesh between two at which the face's shape is compared, lids apart, which all count
 

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mssync.data.sequences import Sequence as Clip
+from mssync.face1 import both_eyes
 from mssync.metrics.estimates import Estimate, mean
-from mssync.metrics.face import CONTACT, SHUT, Face
+from mssync.metrics.face import CONTACT, SACCADE, SACCADE_FRAMES, SHUT, Face
 from mssync.metrics.head import PoseDistance, head_figures, motion_poses
 from mssync.metrics.synchrony import BORROWED, REAL, STILL, borrowed, jitter
 from mssync.video import FPS
@@ -22,7 +23,6 @@ NO_MOTION = 1e-6
 LATEST = 8  # frames that lips may be late, or early
 LONGEST = 8  # frames for which lips touch in speech
 AT_VIEWER = 0.04  # widths of an eye from where a gaze mostly is, within which it is there
-JUMP, JUMP_FRAMES = 0.03, 3  # widths of an eye that a saccade takes at least, and the frames in which it does
 
 
 @dataclass(frozen=True)
@@ -149,9 +149,9 @@ def gaze_figures(gaze: Tensor | None) -> dict[str, float]:
     in which they are where they mostly are; saccades a minute. nan where nobody knows."""
     if gaze is None:
         return dict.fromkeys(("gaze", "viewer", "saccades"), float("nan"))
-    at = gaze.unflatten(1, (2, 2)).mean(1)
+    at = both_eyes(gaze)
     away = (at - at.median(0).values).abs().amax(1)
-    jumps = (at[JUMP_FRAMES:] - at[:-JUMP_FRAMES]).norm(dim=1) > JUMP
+    jumps = (at[SACCADE_FRAMES:] - at[:-SACCADE_FRAMES]).norm(dim=1) > SACCADE
     return {
         "gaze": 100 * float(at[:, 0].std()),
         "viewer": float((away < AT_VIEWER).float().mean()),

@@ -22,7 +22,7 @@ from torch import Tensor
 from mssync.audio import AUDIO_PER_VIDEO
 from mssync.data.sequences import BODY_NUMBERS
 from mssync.data.sequences import Sequence as Clip
-from mssync.face1 import FaceSpace
+from mssync.face1 import NUMBERS, SPACE, FaceSpace
 from mssync.metrics.estimates import Estimate, mean
 from mssync.metrics.head import HeadFigures, head_figures, motion_poses
 from mssync.pyramid import pyramid
@@ -165,13 +165,13 @@ def roll_out(generator: Any, clip: Clip) -> Tensor:
 def rolled_out(generator: Any, clip: Clip) -> Tensor:
     """The same in the generator's own space."""
     heard = clip.heard[0] if clip.heard else clip.audio
-    start = clip.motion[0] if clip.faces is None else clip.faces[0].start
+    start = clip.faces[0].start if clip.faces and generator.config.space == SPACE else clip.motion[0]
     return torch.stack(list(generator.stream(start, heard, own_seed(clip.name))))[: len(clip)]
 
 
 def seen(clip: Clip, made: Tensor) -> Tensor:
     """What a clip's generated motion shows, (T, 60) of the space compact-1."""
-    if clip.faces is None:
+    if clip.faces is None or made.shape[1] != NUMBERS:
         return made
     face = clip.faces[0]
     return FaceSpace().keypoints(made, face.start_rest, face.start, clip.motion[0, BODY_NUMBERS])

@@ -189,7 +189,7 @@ class Levels(nn.Module):
 
 
 @dataclass
-class _Stage:
+class Stage:
     """A training of its own: its name, the part it is of, whom it sees, how many levels and steps it has."""
 
     name: str
@@ -215,19 +215,19 @@ def train(config: Config, data: str | Path, run_dir: str | Path, max_minutes: fl
     skull = mean_skull(np.concatenate([clip.landmarks[::FPS] for clip in clips]))
     lips, lips_val = ([_example(clip, "lips", skull) for clip in split] for split in (clips, checks))
 
-    def fit(stage: _Stage) -> list[Syncer]:
-        return _fit(stage, config, fabric, run_dir, deadline)
+    def fit(stage: Stage) -> list[Syncer]:
+        return fit_stage(stage, config, fabric, run_dir, deadline)
 
     late = _measured(lips, lips_val, settings, fit, Path(run_dir))
     meter = SyncMeter(**asdict(config.meter))
     lips, lips_val = ([replace(e, late=late[e.name]) for e in some if e.name in late] for some in (lips, lips_val))
-    trained = {"lips": fit(_Stage("lips", "lips", lips, lips_val, LEVELS, settings.steps))}
+    trained = {"lips": fit(Stage("lips", "lips", lips, lips_val, LEVELS, settings.steps))}
     # The head tells little, so that it learns from every clip: one whose lips could not be measured counts as in time.
     free, free_val = (
         [replace(_example(clip, "head", skull), late=late.get(clip.entry.name, 0.0)) for clip in split if _moves(clip)]
         for split in (clips, checks)
     )
-    trained["head"] = fit(_Stage("head", "head", free, free_val, HEAD_LEVELS, settings.head_steps))
+    trained["head"] = fit(Stage("head", "head", free, free_val, HEAD_LEVELS, settings.head_steps))
     for part, syncers in trained.items():
         for own, new in zip(cast(nn.ModuleList, meter.parts[part]), syncers, strict=True):
             own.load_state_dict(new.state_dict())
@@ -251,7 +251,7 @@ def _example(clip: Clip, part: str, skull: np.ndarray) -> Example:
     return Example(clip.entry.name, clip.entry.identity, motion, mirrored, sound)
 
 
-def _fit(stage: _Stage, config: Config, fabric: Any, run_dir: str | Path, deadline: float) -> list[Syncer]:
+def fit_stage(stage: Stage, config: Config, fabric: Any, run_dir: str | Path, deadline: float) -> list[Syncer]:
     """Train one stage to its end; returns the averaged networks, those best on `val` if there is one."""
     settings = config.meter_training
     left = (deadline - time.monotonic()) / 60
@@ -260,7 +260,7 @@ def _fit(stage: _Stage, config: Config, fabric: Any, run_dir: str | Path, deadli
     width = config.meter.head_width if stage.part == "head" else config.meter.lips_width
     size = stage.train[0].motion.shape[1]
     levels = Levels([Syncer(size, width, config.meter.embedding, settings.dropout) for _ in range(stage.levels)])
-    set_statistics(levels, stage.train)
+    _set_statistics(levels, stage.train)
     batches = Pieces(stage.train, settings, seed=1)
     held_out = Pieces(stage.val, settings, seed=2, augment=False) if stage.val else None
     checks = [held_out(n) for n in range(VALIDATION_BATCHES)] if held_out else []
@@ -314,7 +314,7 @@ def _by_level(name: str, shares: Tensor) -> dict[str, float]:
     return {f"{name}{n}": float(share) for n, share in enumerate(shares.detach(), start=1)}
 
 
-def set_statistics(levels: Levels, examples: list[Example]) -> None:
+def _set_statistics(levels: Levels, examples: list[Example]) -> None:
     """Mean and deviation of every level's motion and sound, over all examples."""
     count = len(levels.syncers)
     motion: list[list[Tensor]] = [[] for _ in range(count)]
@@ -335,7 +335,7 @@ def _measured(
     examples: list[Example],
     val: list[Example],
     settings: MeterTraining,
-    fit: Callable[[_Stage], list[Syncer]],
+    fit: Callable[[Stage], list[Syncer]],
     run: Path,
 ) -> dict[str, float]:
     """By how many frames the sound of each clip is late, by name; without clips in which lips and sound do not fit.
@@ -351,7 +351,7 @@ def _measured(
         return {e.name: 0.0 for e in [*examples, *val]}
     late: dict[str, float] = {}
     for half, measured in ((0, halves[1] + val), (1, halves[0])):
-        nets = fit(_Stage(f"half{half}", "lips", halves[half], [], 1, settings.measure_steps))
+        nets = fit(Stage(f"half{half}", "lips", halves[half], [], 1, settings.measure_steps))
         for example in measured:
             sums = level_sums(nets, example.motion, example.sound, np.ones(len(example), bool))
             reading = Comparison({"lips": sums}).reading()

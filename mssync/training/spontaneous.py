@@ -11,13 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mssync.face1 import GAZE, NUMBERS, POSE
-from mssync.metrics.face import SHUT, Face
+from mssync.face1 import GAZE, NUMBERS, POSE, both_eyes
+from mssync.metrics.face import SACCADE, SACCADE_FRAMES, SHUT, Face
 
 SLOW = 6.0  # frames: deviation of the Gaussian that leaves of motion what is slow, below 0.5 Hz
 AWAKE = 0.2  # how far eyes are closed before and after a blink, at most
 AROUND = 6  # frames from the middle of a blink to where it has not begun, or is over
-JUMP = 0.03  # widths of an eye that both move in 0.1 s in a saccade, at least
 
 
 def spontaneous_motion(seen: Sequence[Tensor], clips: Sequence[Tensor]) -> Tensor:
@@ -65,7 +64,7 @@ def _looks(face: Face, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
     if not found:
         return torch.zeros(2, size, dtype=torch.float64)
     changes = torch.stack(found)
-    return _least_squares(torch.cat([_both(changes), changes[:, POSE]], 1), changes)[:2]
+    return _least_squares(torch.cat([both_eyes(changes[:, GAZE]), changes[:, POSE]], 1), changes)[:2]
 
 
 def _least_squares(given: Tensor, wanted: Tensor) -> Tensor:
@@ -76,18 +75,13 @@ def _least_squares(given: Tensor, wanted: Tensor) -> Tensor:
     return torch.linalg.lstsq(given, wanted, driver="gelsd").solution
 
 
-def _both(motion: Tensor) -> Tensor:
-    """Where both eyes look together in motion (n, 50) of the space face-1, (n, 2)."""
-    return motion[:, GAZE].unflatten(1, (2, 2)).mean(1)
-
-
 def _saccades(face: Face, seen: Tensor, clip: Tensor) -> list[Tensor]:
     """What motion (T, 50) does in each saccade of open eyes, (50,)."""
-    gaze, closed, found = _both(clip), face.closed(seen), []
-    step = (gaze[3:] - gaze[:-3]).norm(dim=1)  # from a frame before to two after frame 1, 2, …
+    gaze, closed, found = both_eyes(clip[:, GAZE]), face.closed(seen), []
+    step = (gaze[SACCADE_FRAMES:] - gaze[:-SACCADE_FRAMES]).norm(dim=1)  # from before frame 1, 2, … on
     for t in range(AROUND, len(clip) - AROUND):
         around = slice(t - AROUND, t + AROUND + 1)
-        jumps = step[t - 1] > JUMP and step[t - 1] == step[max(0, t - 5) : t + 4].max()
+        jumps = step[t - 1] > SACCADE and step[t - 1] == step[t - 5 : t + 4].max()
         if jumps and closed[around].max() < AWAKE:
             found.append(clip[t + 3 : t + AROUND + 1].mean(0) - clip[t - AROUND : t - 2].mean(0))
     return found
