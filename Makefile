@@ -7,7 +7,7 @@
 # make load       N clients at once against the studio (N=40)
 #
 # All make a virtual environment when there is none. Settings, for example `make demo PYTHON=python3.11`:
-#   PYTHON       the Python to make it with: 3.10, 3.11 or 3.12
+#   PYTHON       the Python to make it with: 3.10 or newer
 #   VENV         where it is
 #   TORCH_INDEX  a PyTorch wheel index, such as https://download.pytorch.org/whl/cpu for the CPU build alone
 
@@ -55,10 +55,6 @@ clean:
 $(VENV)/.demo $(VENV)/.dev: $(VENV)/.%: $(VENV)/.torch pyproject.toml
 	@echo "installing mssync[$*] into $(VENV)"
 	$(PIP) --editable '.[$*]'
-	@# mediapipe's OpenCV needs libGL; where a machine has none, the headless build does the same work.
-	@$(VENV)/bin/python -c 'import cv2' 2>/dev/null || \
-		($(VENV)/bin/python -m pip uninstall --quiet --yes opencv-contrib-python && \
-		$(PIP) --force-reinstall --no-deps 'opencv-contrib-python-headless<4.12')
 	@touch $@
 
 $(VENV)/.torch: | $(VENV)/bin/python
@@ -66,9 +62,9 @@ $(VENV)/.torch: | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null || { \
-		echo "error: MS-Sync needs Python 3.10, 3.11 or 3.12, and $(PYTHON) is" \
-		"$$($(PYTHON) --version 2>/dev/null || echo not installed); try: make PYTHON=python3.11" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+		echo "error: MS-Sync needs Python 3.10 or newer, and $(PYTHON) is" \
+		"$$($(PYTHON) --version 2>/dev/null || echo not installed); try: make PYTHON=python3.13" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
 comma := ,

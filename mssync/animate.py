@@ -27,8 +27,9 @@ from mssync.audio import SAMPLE_RATE, features, is_silent, n_video_frames
 from mssync.cores import Cores
 from mssync.driving import Shot, crops, find_shots, joined
 from mssync.errors import InputError, PathLike, as_path
+from mssync.face.analyser import FaceMesh
 from mssync.face1 import NUMBERS, SPACE, FaceSpace, neutral, read
-from mssync.faces import Box, FaceMesh, crop, crop_box, in_crop, paste
+from mssync.faces import Box, crop, crop_box, in_crop, paste
 from mssync.inputs import (
     Array,
     Media,

@@ -178,7 +178,7 @@ class SpeechTraining:
 class MatteTraining:
     """Training of the matte network (ours). See training/matte.py."""
 
-    steps: int = 2500
+    steps: int = 9600
     batch: int = 8
     size: int = 320  # pixels
     lr: float = 2e-3
@@ -216,6 +216,33 @@ class ResidualTraining:
     reconstruction: float = 10.0
     smoothness: float = 50.0  # of the field, where it would tear
     light: float = 0.2  # of the logarithm of gains
+    seed: int = 0
+
+
+@dataclass
+class MeshTraining:
+    """Training of the face's mesh network (ours). See training/perception.py."""
+
+    steps: int = 18000
+    batch: int = 64
+    lr: float = 2e-3
+    weight_decay: float = 0.05
+    average: float = 0.995  # decay of the moving average of the weights that is kept
+    tilted: float = 0.15  # share of views whose roll is known to 60 degrees only
+    exact: float = 0.3  # how wrong views are in the end, of how wrong they are at first
+    face: float = 0.05  # weight of telling faces from what is none
+    seed: int = 0
+
+
+@dataclass
+class FinderTraining:
+    """Training of the face detector (ours). See training/finder.py."""
+
+    steps: int = 5500
+    batch: int = 32
+    lr: float = 2e-3
+    weight_decay: float = 1e-4
+    average: float = 0.995  # decay of the moving average of the weights that is kept
     seed: int = 0
 
 
@@ -269,6 +296,8 @@ class Config:
     matte_training: MatteTraining = field(default_factory=MatteTraining)
     painter_training: PainterTraining = field(default_factory=PainterTraining)
     residual_training: ResidualTraining = field(default_factory=ResidualTraining)
+    mesh_training: MeshTraining = field(default_factory=MeshTraining)
+    finder_training: FinderTraining = field(default_factory=FinderTraining)
     meter: MeterConfig = field(default_factory=MeterConfig)
     meter_training: MeterTraining = field(default_factory=MeterTraining)
 

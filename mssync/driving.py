@@ -15,7 +15,8 @@ import numpy as np
 
 from mssync.data.tracks import COMPARABLE, Track, bounds, fill_gaps, find_tracks, overlap
 from mssync.errors import InputError
-from mssync.faces import Box, Face, FaceMesh, crop, crop_box, in_crop
+from mssync.face.analyser import FaceMesh
+from mssync.faces import Box, Face, crop, crop_box, in_crop
 from mssync.video import FPS, RGB
 
 SAME_PLACE = 0.2  # intersection over union of a face that is lost and one that is found: more is the same person

@@ -1,39 +1,24 @@
-"""Faces: detection and dense landmarks (mediapipe), the fixed crop, measures on landmarks, paste-back.
+"""Faces as landmarks: the mesh and its points, the fixed crop, measures on landmarks, paste-back.
 
-Landmarks are mediapipe's 478 face-mesh points. In pictures they are (478, 3) float32 pixels (x right, y down,
-z in the same unit, growing away from the camera); in prepared clips they are normalised to the crop, [-1, 1].
+Landmarks are the 478 points of MediaPipe's face mesh, which `mssync.face` finds. In pictures they are (478, 3) float32
+pixels (x right, y down, z in the same unit, growing away from the camera); in prepared clips they are normalised to
+the crop, [-1, 1].
 """
 
 from __future__ import annotations
 
-import sys
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
-from threading import Lock
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 
-from mssync.errors import InputError
 from mssync.pixels import Places, resampled, shrunk
 
 N_LANDMARKS = 478
 N_SKIN = 468  # of them are on the face; the others are the irises'
 CROP_SCALE = 1.9  # side of the crop in heights of the face: a face of VoxCeleb's proportions
 MIN_CROP_SCALE = 1.35  # a crop is never tighter than this around everything the face reaches
-MAX_FACES = 5
-
-# Detectors look at a picture in 192 pixels, so one that shows no face as a whole is searched in overlapping tiles.
-TILE_PARTS = (2, 4)  # tiles are the longest side over this, one size after the other until a face is found
-MIN_TILE = 256  # pixels: a face found only in smaller tiles has too few to work with
-TILE_CONFIDENCE = 0.7  # higher than for the whole picture: every tile is a chance to take texture for a face
-OTHERS_CONFIDENCE = 0.7  # likewise of every face beside the surest one: a fold of a shirt may look like one, and larger
-
 # Mesh indices, "left" and "right" as seen in the picture.
 EYE_CORNERS = (33, 263)
 LEFT_EYE_LIDS, RIGHT_EYE_LIDS = (159, 145), (386, 374)
@@ -43,11 +28,6 @@ FOREHEAD, SUBNASALE, CHIN = 10, 2, 152
 
 CANONICAL_FILE = Path(__file__).parent / "assets" / "canonical_face.npy"  # a symmetric mean face (478, 2)
 MIRROR_FILE = CANONICAL_FILE.with_name("mirror_points.npy")  # `find_mirror_points`
-
-WINDOW_SCALE = 1.9  # side of the window in which a face is followed, in heights of the face
-WINDOW_MARGIN = 0.03  # a face nearer than this to its window's edge (in sides) gets a new window
-WINDOW_SHARES = (0.35, 0.85)  # so does one whose height is less or more of the window's side
-WINDOW_PIXELS = (192, 384)  # the mesh sees 192 pixels around the face
 
 
 @dataclass(frozen=True)
@@ -75,294 +55,6 @@ class Face:
     def area(self) -> float:
         x0, y0, x1, y1 = self.box
         return (x1 - x0) * (y1 - y0)
-
-
-@lru_cache(maxsize=1)
-def _solutions() -> Any:
-    """mediapipe's solutions. Importing them takes a second.
-
-    Their module for drawing imports matplotlib, which is not used here and wants a folder for its cache, where there
-    may be none that can be written to: while they are imported nothing stands in its place.
-    """
-    absent = [name for name in ("matplotlib", "matplotlib.pyplot") if name not in sys.modules]
-    sys.modules.update({name: ModuleType(name) for name in absent})
-    try:
-        import mediapipe
-    finally:
-        for name in absent:
-            del sys.modules[name]
-    warnings.filterwarnings("ignore", message="SymbolDatabase.GetPrototype")  # between two packages of Google's
-    return mediapipe.solutions
-
-
-class _Graph:
-    """A graph of mediapipe's, which any thread may ask.
-
-    make: mediapipe's solutions to a graph. It is built when first asked for a picture, and anew after an error: a graph
-    that failed once fails for ever.
-    """
-
-    def __init__(self, make: Callable[[Any], Any]) -> None:
-        self._make, self._lock = make, Lock()
-        self._graph: Any = None
-
-    def __call__(self, image: np.ndarray) -> Any:
-        """What is found in a picture (H, W, 3) uint8 RGB."""
-        with self._lock:
-            if self._graph is None:
-                self._graph = self._make(_solutions())
-            try:
-                return self._graph.process(np.ascontiguousarray(image))
-            except BaseException:
-                self._drop()
-                raise
-
-    def reset(self) -> None:
-        """Forget the pictures so far."""
-        with self._lock:
-            if self._graph is not None:
-                self._graph.reset()
-
-    def _drop(self) -> None:
-        broken, self._graph = self._graph, None
-        with suppress(Exception):  # it may fail once more
-            broken.close()
-
-
-def _still(solutions: Any) -> Any:
-    return solutions.face_mesh.FaceMesh(
-        static_image_mode=True, refine_landmarks=True, max_num_faces=1, min_detection_confidence=0.3
-    )
-
-
-def _moving(solutions: Any) -> Any:
-    return solutions.face_mesh.FaceMesh(static_image_mode=False, refine_landmarks=True, max_num_faces=1)
-
-
-def _detector(solutions: Any, model: int) -> Any:
-    return solutions.face_detection.FaceDetection(model_selection=model, min_detection_confidence=0.5)
-
-
-def _person(solutions: Any) -> Any:
-    return solutions.selfie_segmentation.SelfieSegmentation(model_selection=0)
-
-
-class Silhouette:
-    """Where a person is in pictures: coarse, by mediapipe's selfie segmentation. Any number of threads may use one."""
-
-    def __init__(self) -> None:
-        self._graph = _Graph(_person)
-
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Alpha (H, W) float32 in [0, 1] of a picture (H, W, 3) uint8 RGB of head and shoulders."""
-        return np.array(self._graph(image).segmentation_mask, np.float32)
-
-
-class FaceMesh:
-    """Dense landmarks of the faces in pictures (``mesh(image)``) or along a video (``mesh.track(frames)``).
-
-    Any number of threads may use one: pictures wait for each other, videos have a graph each. mediapipe writes a few
-    lines about itself to stderr; the command line holds them back.
-    """
-
-    def __init__(self) -> None:
-        self._still = _Graph(_still)
-        # Near faces first; the full-range model finds what is small in the picture.
-        self._near, self._far = (_Graph(partial(_detector, model=model)) for model in (0, 1))
-        self._idle: list[Follower] = []
-        self._lock = Lock()  # of the list
-
-    def load(self) -> None:
-        """Build what the first picture would otherwise wait for."""
-        nothing = np.zeros((64, 64, 3), np.uint8)
-        for graph in (self._still, self._near, self._far):
-            graph(nothing)
-
-    def __call__(self, image: np.ndarray) -> list[Face]:
-        """Faces of one picture, the largest first.
-
-        image: (H, W, 3) uint8 RGB. Every detected face is cut out with room around it and meshed on its own,
-        so that faces that are small in a large picture get landmarks as precise as large ones.
-        """
-        faces = self._in_whole(image)
-        for parts in TILE_PARTS:
-            side = max(image.shape[:2]) // parts
-            if faces or side < MIN_TILE:
-                break
-            found = [
-                hit
-                for x0, y0 in _tiles(image, side)
-                for hit in _detect(self._far, image[y0 : y0 + side, x0 : x0 + side], x0, y0)
-                if hit[0] >= TILE_CONFIDENCE
-            ]
-            faces = self._meshed(image, found)
-        return faces
-
-    def _in_whole(self, image: np.ndarray) -> list[Face]:
-        """Faces that show in the picture as a whole, the largest first."""
-        for detector in (self._near, self._far):
-            faces = self._meshed(image, _detect(detector, image))
-            if faces:
-                return faces
-        return []
-
-    def _meshed(self, image: np.ndarray, found: list[tuple[float, Box]]) -> list[Face]:
-        """Meshes of detections (confidence, box), each face once, the largest first."""
-        faces = [face for box in _apart(found)[:MAX_FACES] for face in self._mesh_inside(image, box)]
-        return _distinct(faces)
-
-    def _mesh_inside(self, image: np.ndarray, box: Box) -> list[Face]:
-        side = int(np.clip(round(box.side), 192, 512))
-        found = self._still(crop(image, box, side)).multi_face_landmarks
-        if not found:
-            return []
-        scale = np.array([box.side, box.side, box.side], np.float32)
-        return [Face(_points(found[0]) * scale + np.array([box.x0, box.y0, 0], np.float32))]
-
-    def detect(self, image: np.ndarray) -> list[Box]:
-        """Squares twice as large as the faces that show in a picture (H, W, 3) as a whole, the surest first."""
-        found = [hit for detector in (self._near, self._far) for hit in _detect(detector, image)]
-        return _apart(found)[:MAX_FACES]
-
-    def confidence(self, image: np.ndarray) -> float:
-        """How sure the detector is of the surest face that shows in a picture (H, W, 3) as a whole: 0.5 to 1, or 0."""
-        return max((confidence for confidence, _ in _detect(self._near, image)), default=0.0)
-
-    def follower(self) -> Follower:
-        """A `Follower` that nobody uses; give it back with `release`."""
-        with self._lock:
-            return self._idle.pop() if self._idle else Follower(_Graph(_moving))
-
-    def release(self, follower: Follower) -> None:
-        """Take back what `follower` gave."""
-        with self._lock:
-            self._idle.append(follower)
-
-    def track(self, frames: Iterable[np.ndarray]) -> Iterator[Face | None]:
-        """One face (or None) a frame of a video of one speaker; streams.
-
-        frames: (H, W, 3) uint8 RGB pictures of one size. Tracking follows the face that it found first;
-        a face that tracking cannot start on (small in the picture) is looked for in the whole frame, as in a
-        still, but not in tiles: a long video without a face would take too long.
-        """
-        tracker = _Graph(_moving)
-        for frame in frames:
-            found = tracker(frame).multi_face_landmarks
-            if found:
-                height, width = frame.shape[:2]
-                yield Face(_points(found[0]) * np.array([width, height, width], np.float32))
-            else:
-                faces = self._in_whole(frame)
-                yield faces[0] if faces else None
-
-
-class Follower:
-    """Follows one face of several along a video, in a square window around it.
-
-    What it finds depends on the frames since `start` alone, not on what it followed before.
-    """
-
-    def __init__(self, graph: _Graph) -> None:
-        self._graph = graph
-        self.window = Box(0, 0, 1)
-
-    def start(self, window: Box) -> None:
-        """Forget the face; look for one in `window` from the next frame on."""
-        self.window = window
-        self._graph.reset()
-
-    def __call__(self, image: np.ndarray) -> np.ndarray | None:
-        """The face's landmarks (478, 3) in pixels of a frame (H, W, 3) uint8 RGB; None where it is not found."""
-        window = self.window
-        side = int(np.clip(round(window.side), *WINDOW_PIXELS))
-        found = self._graph(crop(image, window, side)).multi_face_landmarks
-        if not found:
-            return None
-        points = _points(found[0]) * np.float32(window.side) + np.array([window.x0, window.y0, 0], np.float32)
-        low, high = points[:, :2].min(0), points[:, :2].max(0)
-        margin, height = WINDOW_MARGIN * window.side, float(high[1] - low[1])
-        corner = np.array([window.x0, window.y0])
-        inside = (low >= corner + margin).all() and (high <= corner + window.side - margin).all()
-        if not inside or not WINDOW_SHARES[0] < height / window.side < WINDOW_SHARES[1]:
-            reach = float((high - low).max())
-            x, y = (low + high) / 2 - WINDOW_SCALE * reach / 2
-            self.start(Box(float(x), float(y), WINDOW_SCALE * reach))
-        return points
-
-
-def _tiles(image: np.ndarray, side: int) -> Iterator[tuple[int, int]]:
-    """Corners (x0, y0) of square tiles that cover a picture (H, W, 3), overlapping by half or more.
-
-    So a face up to half a tile wide lies whole in one of them.
-    """
-    starts = []
-    for length in image.shape[:2]:
-        last = max(length - side, 0)
-        starts.append(np.linspace(0, last, 1 + -(-2 * last // side)).astype(int).tolist())
-    for y0 in starts[0]:
-        for x0 in starts[1]:
-            yield x0, y0
-
-
-def _detect(detector: _Graph, image: np.ndarray, x0: int = 0, y0: int = 0) -> list[tuple[float, Box]]:
-    """Detections in a picture (H, W, 3) of which (x0, y0) is the corner: confidence, and a box twice the face."""
-    height, width = image.shape[:2]
-    found = []
-    for detection in detector(image).detections or []:
-        rel = detection.location_data.relative_bounding_box
-        side = 2.0 * max(rel.width * width, rel.height * height)
-        left = x0 + (rel.xmin + rel.width / 2) * width - side / 2
-        top = y0 + (rel.ymin + rel.height / 2) * height - side / 2
-        found.append((float(detection.score[0]), Box(left, top, side)))
-    return found
-
-
-def _apart(found: list[tuple[float, Box]]) -> list[Box]:
-    """Boxes of detections (confidence, box), the surest first, and others that are sure enough.
-
-    Each face once: tiles and detectors overlap.
-    """
-    boxes: list[Box] = []
-    for confidence, box in sorted(found, key=lambda hit: -hit[0]):
-        if boxes and (confidence < OTHERS_CONFIDENCE or any(_holds_centre(kept, box) for kept in boxes)):
-            continue
-        boxes.append(box)
-    return boxes
-
-
-def _holds_centre(box: Box, other: Box) -> bool:
-    """Whether `other`'s centre lies in the inner half of `box`: in the face that the box was drawn around."""
-    dx = other.x0 + other.side / 2 - box.x0 - box.side / 2
-    dy = other.y0 + other.side / 2 - box.y0 - box.side / 2
-    return max(abs(dx), abs(dy)) < box.side / 4
-
-
-def _points(found: object) -> np.ndarray:
-    return np.array([(p.x, p.y, p.z) for p in found.landmark], np.float32)  # type: ignore[attr-defined]
-
-
-def _distinct(faces: list[Face]) -> list[Face]:
-    """Drop meshes that landed on the same face (two detections of one face overlap); the largest first."""
-    kept: list[Face] = []
-    for face in sorted(faces, key=lambda f: -f.area):
-        centre = face.landmarks[:, :2].mean(0)
-        boxes = [other.box for other in kept]
-        if not any(x0 < centre[0] < x1 and y0 < centre[1] < y1 for x0, y0, x1, y1 in boxes):
-            kept.append(face)
-    return kept
-
-
-def largest_face(mesh: FaceMesh, image: np.ndarray, name: str) -> Face:
-    """The largest face of a picture; warns when there are several.
-
-    Raises InputError (naming `name`) when there is none.
-    """
-    faces = mesh(image)
-    if not faces:
-        raise InputError(f"{name}: no face found; use a picture that shows one face, roughly from the front")
-    if len(faces) > 1:
-        warnings.warn(f"{name}: {len(faces)} faces found; the largest one is used", stacklevel=2)
-    return faces[0]
 
 
 def crop_box(faces: list[Face], width: int, height: int) -> Box:

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from mssync.audio import AUDIO_PER_VIDEO, SAMPLES_PER_VIDEO, features, is_silent, load_audio
 from mssync.data.tracks import COMPARABLE, Track, fill_gaps, find_tracks
 from mssync.errors import InputError, PathLike
-from mssync.faces import EYE_CORNERS, N_LANDMARKS, FaceMesh, mirror_points
+from mssync.face.analyser import FaceMesh
+from mssync.faces import EYE_CORNERS, N_LANDMARKS, mirror_points
 from mssync.pictures import RGB
 from mssync.pyramid import LEVELS, pyramid
 from mssync.syncer import AUDIO_WINDOW, MAX_OFFSET, MOTION_WINDOW, Syncer

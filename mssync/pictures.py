@@ -25,7 +25,7 @@ RGB = NDArray[np.uint8]
 Wide = NDArray[np.uint16]
 Size = tuple[int, int]
 
-MAX_SIDE = 32000  # pixels: beyond 32,766 mediapipe's OpenCV ends the whole program
+MAX_SIDE = 32000  # pixels: more is a mistake, or meant to fill the memory
 MIN_SIDE = 32  # pixels: a picture smaller than this holds no face to work with
 WHITE = 255  # what shows through transparent pixels
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "HEIF")  # the last where a plugin for Pillow reads it

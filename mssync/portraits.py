@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from mssync.errors import InputError
-from mssync.faces import Box, Face, FaceMesh, crop, eye_opening, head_pose, mouth_opening
+from mssync.face.analyser import FaceMesh
+from mssync.faces import Box, Face, crop, eye_opening, head_pose, mouth_opening
 from mssync.pictures import RGB
 
 TURNED = {  # quarter turns to the left, in the order in which they are tried -> what is said of them

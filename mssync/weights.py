@@ -1,8 +1,8 @@
 """Model files: safetensors in half precision that carry their own configuration.
 
 The metadata of a file holds ``mssync_kind`` (what the weights are: "layered", "fomm", "syncer", "generator",
-"meter", "speech", "painter", "matte", "residual"), ``config`` (JSON: the arguments that rebuild the module) and
-``training`` (JSON: steps, data, figures).
+"meter", "speech", "painter", "matte", "residual", "finder", "mesh", "faces"), ``config`` (JSON: the arguments that
+rebuild the module) and ``training`` (JSON: steps, data, figures).
 """
 
 from __future__ import annotations
@@ -153,6 +153,18 @@ def _build(kind: str, config: dict[str, Any]) -> nn.Module:
         from mssync.speech import SpeechEncoder
 
         return SpeechEncoder(**config)
+    if kind == "faces":
+        from mssync.face.analyser import FaceNets
+
+        return FaceNets()
+    if kind == "finder":
+        from mssync.face.detector import FinderNet
+
+        return FinderNet()
+    if kind == "mesh":
+        from mssync.face.mesh import MeshNet
+
+        return MeshNet()
     if kind == "meter":
         from mssync.meter import build_meter
 

@@ -10,7 +10,8 @@ from PIL import Image
 
 import mssync
 from mssync.driving import crops, find_shots, joined
-from mssync.faces import Box, FaceMesh, crop
+from mssync.face.analyser import FaceMesh
+from mssync.faces import Box, crop
 from mssync.motion import points
 
 Picture = np.ndarray

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from mssync.cli import app
 from mssync.data.readers import Job
 from mssync.errors import InputError
-from mssync.faces import Face, FaceMesh
+from mssync.face.analyser import FaceMesh
+from mssync.faces import Face
 from mssync.metrics import picture
 from mssync.metrics.appearance import flicker, followed, gaze, moved, teeth_change, tint
 from mssync.metrics.colour import ciede2000, lab

@@ -13,7 +13,8 @@ from PIL import Image
 
 from mssync.animate import MAX_SEARCHED, Pipeline
 from mssync.errors import InputError
-from mssync.faces import LEFT_EYE_LIDS, RIGHT_EYE_LIDS, Face, FaceMesh, head_pose
+from mssync.face.analyser import FaceMesh
+from mssync.faces import LEFT_EYE_LIDS, RIGHT_EYE_LIDS, Face, head_pose
 from mssync.pictures import read_image
 from mssync.portraits import doubts, find_face, turned
 

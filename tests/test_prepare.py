@@ -32,7 +32,8 @@ from mssync.data.readers import Job
 from mssync.data.sequences import extract, read_motion, read_sequences
 from mssync.data.tracks import Limits
 from mssync.errors import InputError
-from mssync.faces import FaceMesh, mirrored_landmarks
+from mssync.face.analyser import FaceMesh
+from mssync.faces import mirrored_landmarks
 
 SLOW = bool(os.environ.get("MSSYNC_SLOW"))  # the tests of killed runs on more clips, with more kills
 Film = Callable[..., Path]

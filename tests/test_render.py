@@ -12,7 +12,7 @@ from mssync.pixels import filled
 from mssync.render import residual
 from mssync.render.carry import carried
 from mssync.render.field import RIGID, Hiding, seen, thin_plate, view, view_solver
-from mssync.render.matte import MatteNet, closed
+from mssync.render.matte import MatteNet, closed, without_holes
 from mssync.render.organs import (
     EYE,
     FACE,
@@ -387,6 +387,19 @@ def test_who_reaches_out_of_the_box_is_seen_from_afar():
     assert alpha[0, 0, 100, 150] == pytest.approx(1)  # in the square that is seen from afar
     assert alpha[0, 0, 100, [50, 450]].max() == 0
     assert alpha[0, 0, 299, 250] == pytest.approx(1)
+
+
+def test_holes_below_the_chin_are_filled_and_ways_around_are_not():
+    alpha = torch.zeros(1, 1, 96, 96)
+    alpha[..., 10:, 20:76] = 1  # a person that reaches the lower edge
+    alpha[..., 20:30, 40:50] = 0  # a gap in the hair
+    alpha[..., 60:, 40:52] = 0  # a hole in the clothes, down to the edge
+    alpha[..., 60:70, 70:] = 0  # a gap beside an arm
+    filled = without_holes(alpha, 50.0)
+    assert float(filled[..., 64:92, 43:49].min()) > 0.95
+    torch.testing.assert_close(filled[..., :56, :], alpha[..., :56, :])
+    assert float(filled[..., 61:69, 72:].max()) == 0
+    assert float((filled - alpha).min()) >= 0
 
 
 def test_gaps_of_a_matte_are_closed():

@@ -147,6 +147,22 @@ def test_frames_are_collected(data_dir, tmp_path):
     assert collect([tmp_path / "m.csv"], tmp_path / "out", Settings(6, 1), 1) == 1  # nothing is left to do
 
 
+@pytest.mark.slow
+def test_wide_frames_show_more_around_the_same_face(data_dir, tmp_path):
+    still = sorted((data_dir / "portraits").glob("frontal_*.jpg"))[8]  # at a distance
+    (tmp_path / "m.csv").write_text(f"file,split,identity\n{still},train,somebody\n", encoding="utf-8")
+    heights = []
+    for around in (1.0, 2.4):
+        out = tmp_path / str(around)
+        assert collect([tmp_path / "m.csv"], out, Settings(6, 1, around=around), 1) == 1
+        shown = read_frames(out, "train")[0]
+        frame, mesh = shown.frame(0), shown.landmarks[0]
+        assert frame.shape[0] == frame.shape[1]
+        assert 0 < mesh[:, 1].min() < mesh[:, 1].max() < len(frame)
+        heights.append(np.ptp(mesh[:, 1]) / len(frame))
+    assert heights[1] < 0.9 * heights[0]
+
+
 def test_a_folder_without_frames_is_named(tmp_path):
     result = CliRunner().invoke(app, ["train", "mouth", "--data", str(tmp_path / "no"), "--run", str(tmp_path / "run")])
     assert result.exit_code == 2

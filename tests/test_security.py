@@ -26,7 +26,7 @@ from mssync import audio, errors, motion, video
 from mssync.animate import Pipeline
 from mssync.audio import load_audio
 from mssync.errors import InputError, written_whole
-from mssync.faces import FaceMesh
+from mssync.face.analyser import FaceMesh
 from mssync.motion import load_motion, save_motion
 from mssync.pictures import read_image
 from mssync.reenact.convert import read_checkpoint
@@ -152,7 +152,7 @@ def test_a_damaged_time_stamp_is_no_endless_video(make_video, times):
     assert len(list(VideoReader(make_video("b.mkv", [1, 2, 3], (0, 59, 60))))) == 60 * 25 + 1
 
 
-def test_sides_that_end_mediapipe_are_refused(tmp_path):
+def test_sides_that_fill_the_memory_are_refused(tmp_path):
     Image.new("L", (32767, 40)).save(tmp_path / "long.png")
     with pytest.raises(InputError, match="32767x40 pixels"):
         read_image(tmp_path / "long.png")

@@ -15,7 +15,8 @@ from torchmetrics import Metric
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from mssync.errors import InputError
-from mssync.faces import FaceMesh, head_pose
+from mssync.face.analyser import FaceMesh
+from mssync.faces import head_pose
 from mssync.metrics import identity
 from mssync.metrics.frechet import EfficientNetFeatures, add_pictures, frechet_distance, frechet_metric
 from mssync.metrics.frontal import RIGID, fit, frontalised, mean_face, mean_rigid_face, rigid_face

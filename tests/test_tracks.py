@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 
 from mssync.data import tracks
 from mssync.data.tracks import Limits, Track, centred_boxes, fill_gaps, find_tracks, fixed_boxes, objection, scenes
-from mssync.faces import FaceMesh
+from mssync.face.analyser import FaceMesh
 from mssync.pixels import Places, resampled
 
 Picture = NDArray[np.uint8]

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from mssync.animate import Frames, Pipeline, Portrait
-from mssync.faces import Box, crop, largest_face
+from mssync.face.analyser import largest_face
+from mssync.faces import Box, crop
 from mssync.motion import jacobians, points
 from mssync.pixels import stroke
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 import signal
 import sys
 import warnings
@@ -20,7 +21,6 @@ import typer
 from typer.core import TyperGroup
 
 from mssync import __version__
-from mssync.cli.chatter import hold_back_chatter
 from mssync.errors import InputError, input_file, output_file, written_whole
 
 if TYPE_CHECKING:
@@ -225,7 +225,9 @@ def waiting(message: str) -> Iterator[None]:
 
 def main() -> None:
     """Entry point of the `mssync` command."""
-    hold_back_chatter()
+    if sys.stderr is None:  # closed, as for a daemon; another file may not get its descriptor
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (until the end)
+        os.dup2(sys.stderr.fileno(), 2)
     if sys.stdout is not None:  # a console that cannot show a name gets it escaped
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C: what is half written goes

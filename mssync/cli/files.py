@@ -159,6 +159,13 @@ def frames(
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The folder to fill.")],
     count: Annotated[int, typer.Option("--frames", metavar="N", min=2, help="Frames of a clip, at most.")] = 50,
     clips: Annotated[int, typer.Option(metavar="N", min=1, help="Clips of a person, at most.")] = 10,
+    teacher: Annotated[
+        bool,
+        typer.Option("--teacher", help="Meshes by MediaPipe (extra teachers), to learn from."),
+    ] = False,
+    around: Annotated[
+        float, typer.Option(metavar="F", min=1.0, help="Store F sides of the square of head and shoulders.")
+    ] = 1.0,
     workers: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Processes; one a core unless given.", show_default=False)
     ] = None,
@@ -169,7 +176,8 @@ def frames(
     """
     from mssync.data.frames import Settings, collect
 
-    finished(output, f"{collect(sources, output, Settings(count, clips), workers)} clips and stills")
+    stored = collect(sources, output, Settings(count, clips, teacher, around), workers)
+    finished(output, f"{stored} clips and stills")
 
 
 @app.command(rich_help_panel=WORKSHOP)

@@ -34,6 +34,12 @@ MinutesOption = Annotated[float | None, typer.Option(metavar="F", help="Stop aft
 FramesOption = Annotated[
     Path, typer.Option("--data", metavar="DIR", help="Folder that `mssync frames` made.", show_default=False)
 ]
+FoldersOption = Annotated[
+    list[Path],
+    typer.Option(
+        "--data", metavar="DIR", help="Folders that `mssync frames` made, close and wide.", show_default=False
+    ),
+]
 
 
 @train_app.command("mouth")
@@ -69,16 +75,46 @@ def _train_painter(
     finished(train(settings, data, run, organ, max_minutes), f"the painter of the {organ}")
 
 
-@train_app.command("matte")
-def train_matte(
+@train_app.command("mesh")
+def train_mesh(
     data: FramesOption,
     run: RunOption,
     config: ConfigOption = "compact",
     max_minutes: MinutesOption = None,
     overrides: OverridesArgument = None,
 ) -> None:
-    """Train the matte network, a part of the renderer, on labels of scripts/label_mattes.py."""
+    """Train the network that sees the mesh of a face."""
     settings = _frames_config(config, overrides, data)
+    from mssync.training.perception import train_mesh
+
+    finished(train_mesh(settings, data, run, max_minutes), "the mesh network")
+
+
+@train_app.command("finder")
+def train_finder(
+    data: FoldersOption,
+    run: RunOption,
+    config: ConfigOption = "compact",
+    max_minutes: MinutesOption = None,
+    overrides: OverridesArgument = None,
+) -> None:
+    """Train the network that finds faces."""
+    settings = _frames_config(config, overrides, *data)
+    from mssync.training.finder import train_finder
+
+    finished(train_finder(settings, data, run, max_minutes), "the face detector")
+
+
+@train_app.command("matte")
+def train_matte(
+    data: FoldersOption,
+    run: RunOption,
+    config: ConfigOption = "compact",
+    max_minutes: MinutesOption = None,
+    overrides: OverridesArgument = None,
+) -> None:
+    """Train the matte network, a part of the renderer, on labels of scripts/label_mattes.py."""
+    settings = _frames_config(config, overrides, *data)
     from mssync.training.matte import train
 
     finished(train(settings, data, run, max_minutes), "the matte network")
@@ -102,9 +138,10 @@ def train_residual(
     finished(train(settings, data, run, model, max_minutes), "the residual layer")
 
 
-def _frames_config(config: str, overrides: list[str] | None, data: Path) -> Any:
-    if not data.is_dir():
-        raise InputError(f"{data} is no folder of frames; make one with `mssync frames`")
+def _frames_config(config: str, overrides: list[str] | None, *data: Path) -> Any:
+    for folder in data:
+        if not folder.is_dir():
+            raise InputError(f"{folder} is no folder of frames; make one with `mssync frames`")
     need("lightning", "train")
     from mssync.config import load_config
 

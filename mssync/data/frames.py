@@ -20,13 +20,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mssync.data import workers
 from mssync.data.readers import Job, read_jobs
 from mssync.errors import InputError, written_whole
-from mssync.faces import FaceMesh, crop, crop_box
+from mssync.face.analyser import FaceMesh
+from mssync.faces import Box, crop, crop_box
 from mssync.pictures import read_image
 from mssync.pixels import decode_jpeg, encode_jpeg
 from mssync.video import RGB, VideoReader
@@ -40,10 +42,14 @@ STILLS = {".jpg", ".jpeg", ".png", ".webp"}
 
 @dataclass(frozen=True)
 class Settings:
-    """frames: at most so many of a clip, evenly spread; clips: at most so many of a person."""
+    """frames: at most so many of a clip, evenly spread; clips: at most so many of a person; teacher: whether meshes
+    are those of MediaPipe, to learn from; around: sides of the square of head and shoulders that are stored, or as
+    many as there are, where 1 stores a small frame whole."""
 
     frames: int = 40
     clips: int = 8
+    teacher: bool = False
+    around: float = 1.0
 
 
 def collect(
@@ -76,18 +82,18 @@ def _collect_one(job: Job, out: Path, settings: Settings) -> None:
     except InputError as error:
         warnings.warn(str(error), stacklevel=1)
         frames = []
-    mesh = FaceMesh()
+    mesh = _seer(settings.teacher)
     faces = list(mesh.track(iter(frames))) if len(frames) > 1 else [next(iter(mesh(frame)), None) for frame in frames]
     seen = [(frame, face) for frame, face in zip(frames, faces, strict=True) if face is not None]
     seen = [(f, face) for f, face in seen if face.box[3] - face.box[1] >= MIN_FACE]
     blobs, landmarks = [], []
     if seen:
         height, width = seen[0][0].shape[:2]
-        box = crop_box([face for _, face in seen], width, height)
+        box = _grown(crop_box([face for _, face in seen], width, height), settings.around, width, height)
         for frame, face in seen:
             picture: np.ndarray = frame
             points = np.asarray(face.landmarks, np.float32)
-            if max(height, width) > MAX_SIDE:
+            if max(height, width) > MAX_SIDE or settings.around > 1:
                 size = min(MAX_SIDE, round(box.side))
                 picture = crop(frame, box, size)
                 points = (points - np.array([box.x0, box.y0, 0], np.float32)) * np.float32(size / box.side)
@@ -102,6 +108,24 @@ def _collect_one(job: Job, out: Path, settings: Settings) -> None:
             split=np.array(job.split),
             identity=np.array(job.identity),
         )
+
+
+def _grown(box: Box, times: float, width: int, height: int) -> Box:
+    """A square so many times as large around a box, no larger than its picture and within it as far as it can be."""
+    side = max(box.side, min(times * box.side, max(width, height)))
+    starts = []
+    for start, length in ((box.x0, width), (box.y0, height)):
+        start -= (side - box.side) / 2
+        starts.append(min(max(start, 0.0), length - side) if side <= length else (length - side) / 2)
+    return Box(starts[0], starts[1], side)
+
+
+def _seer(teacher: bool) -> Any:
+    if not teacher:
+        return FaceMesh()
+    from mssync.training.teacher import Teacher
+
+    return Teacher()
 
 
 def _spread(job: Job, count: int) -> list[RGB]:

@@ -22,7 +22,8 @@ from mssync.data.clips import SIZE, Entry
 from mssync.data.readers import Job
 from mssync.data.tracks import BOXES, Limits, Track, find_tracks, objection
 from mssync.errors import InputError, written_whole
-from mssync.faces import Box, FaceMesh, crop
+from mssync.face.analyser import FaceMesh
+from mssync.faces import Box, crop
 from mssync.meter import FRAME_MS, SyncMeter
 from mssync.pictures import RGB
 from mssync.pixels import decode_jpeg, encode_jpeg

@@ -14,7 +14,8 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image
 
-from mssync.faces import CROP_SCALE, Box, Face, FaceMesh, Follower, crop, crop_box
+from mssync.face.analyser import FaceMesh, Follower
+from mssync.faces import CROP_SCALE, Box, Face, crop, crop_box
 from mssync.motion import gaussian
 from mssync.pictures import RGB
 from mssync.pixels import laplacian, shrunk
@@ -231,7 +232,6 @@ class _Search:
                 self._end(run)
 
     def _end(self, run: _Run) -> None:
-        self.mesh.release(run.follower)
         self._close(run)
 
     def _close(self, run: _Run) -> None:

@@ -29,7 +29,7 @@ TRIES = 2  # a process may die of what another one does: too little memory
 def in_processes(task: Task, items: Iterable[Item], workers: int) -> Iterator[tuple[Item, str | None]]:
     """Items as they are done, each with None, or with why it could not be: its process died, or took too long.
 
-    What the task raises is raised here. task and items are sent to fresh processes (mediapipe's threads do not
+    What the task raises is raised here. task and items are sent to fresh processes (threads of libraries do not
     survive a fork), so they must pickle.
     """
     waiting = iter(items)

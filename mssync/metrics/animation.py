@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mssync.audio import SAMPLE_RATE, load_audio
-from mssync.faces import Face, FaceMesh, head_pose, mouth_opening
+from mssync.face.analyser import FaceMesh
+from mssync.faces import Face, head_pose, mouth_opening
 from mssync.metrics.estimates import correlation
 from mssync.spontaneous import own_seed
 from mssync.video import FPS, VideoReader

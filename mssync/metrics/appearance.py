@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mssync.faces import FaceMesh, eye_opening, mouth_opening
+from mssync.face.analyser import FaceMesh
+from mssync.faces import eye_opening, mouth_opening
 from mssync.metrics.colour import ciede2000, lab
 from mssync.metrics.estimates import correlation
 from mssync.metrics.footage import BLOCK, Clip

@@ -17,7 +17,8 @@ import numpy as np
 from mssync.data.readers import Job, read_jobs
 from mssync.driving import Shot, find_shots
 from mssync.errors import InputError, input_file
-from mssync.faces import FaceMesh, crop, eye_opening, head_pose, mouth_opening
+from mssync.face.analyser import FaceMesh
+from mssync.faces import crop, eye_opening, head_pose, mouth_opening
 from mssync.video import RGB, VideoReader
 
 T = TypeVar("T")

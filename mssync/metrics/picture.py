@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from mssync.data.readers import Job
 from mssync.errors import InputError
-from mssync.faces import FaceMesh
+from mssync.face.analyser import FaceMesh
 from mssync.metrics import estimates
 from mssync.metrics.appearance import area_reduced, flicker, followed, identity, laplacian, over, teeth_change, tint
 from mssync.metrics.drawers import drawer_of

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from mssync.faces import CHIN, N_LANDMARKS, N_SKIN, Silhouette, mirror_points
+from mssync.faces import CHIN, N_LANDMARKS, N_SKIN, mirror_points
 from mssync.pixels import filled, hull
 from mssync.reenact.mesh import LEFT_LIDS, LOWER_LIP, RIGHT_LIDS, UPPER_LIP, canonical_face
 
@@ -23,9 +23,19 @@ Matte = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def default_matte() -> Matte:
-    """That of `Silhouette`: coarse, but the same for all models that are compared."""
-    silhouette = Silhouette()
-    return lambda picture, _: silhouette(picture)
+    """That of the shipped renderer: the same for all models that are compared."""
+    import torch
+
+    from mssync.weights import load_model
+
+    network = load_model("reenactor", kinds=("layered",))[0].matte
+
+    def found(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
+        image = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
+        box = (0.0, 0.0, float(max(picture.shape[:2])))
+        return network.alpha(image, torch.from_numpy(points).float(), box)[0, 0].numpy()
+
+    return found
 
 
 def masks(points: np.ndarray, alpha: np.ndarray) -> dict[str, np.ndarray]:

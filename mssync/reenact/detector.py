@@ -20,7 +20,7 @@ from mssync.reenact.geometry import coordinate_grid, exact_geometry
 from mssync.reenact.mesh import MESH_KEYPOINTS, mesh_map
 
 if TYPE_CHECKING:
-    from mssync.faces import FaceMesh
+    from mssync.face.analyser import FaceMesh
 
 BODY_SIZE = 128  # pictures are brought to this side for the learned keypoint
 TEMPERATURE = 0.1  # of the soft-argmax (as FOMM)
@@ -109,14 +109,14 @@ def read_keypoints(heat: Tensor, jacobian: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1)
 def _face_mesh() -> FaceMesh:
-    from mssync.faces import FaceMesh
+    from mssync.face.analyser import FaceMesh
 
     return FaceMesh()  # late: building it takes a second
 
 
 def find_landmarks(image: Tensor) -> Tensor:
     """Face mesh (B, 478, 2) in [-1, 1] of pictures (B, 3, s, s) in [0, 1]; InputError where there is no face."""
-    from mssync.faces import largest_face
+    from mssync.face.analyser import largest_face
 
     frames = (image.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     faces = [largest_face(_face_mesh(), np.ascontiguousarray(frame), "the picture") for frame in frames]

@@ -6,14 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mssync.faces import Silhouette
+from mssync.faces import CHIN
 from mssync.render.field import eased
-from mssync.render.painter import UNet
 from mssync.render.plate import grown
+from mssync.unet import UNet
 
 SIZE = 384  # pixels of the square in which a portrait is seen
 WIDTHS = (24, 40, 72, 112, 144)  # channels at 1/2 … 1/32
-DOUBT = 0.3  # what the silhouette is surer of than this is the person, more the surer
+WHOLE = 0.5  # mean alpha of a cell of COARSE from which on it is the person's
+COARSE = 4  # pixels of SIZE: of a cell in which ways around the person are looked for
 HOLES = 8  # pixels of SIZE: half the width of gaps that are filled
 FAR = 2.4  # sides of the box: of the square that is seen from afar
 SURE = (0.2, 0.8)  # alpha seen from afar that counts as none, and as all
@@ -38,24 +39,23 @@ class MatteNet(UNet):
         return torch.sigmoid((logits + self.fine(torch.cat([given, torch.tanh(logits)], 1))).float())
 
     @torch.inference_mode()
-    def alpha(self, picture: Tensor, landmarks: Tensor, box: Square, silhouette: Silhouette | None = None) -> Tensor:
+    def alpha(self, picture: Tensor, landmarks: Tensor, box: Square) -> Tensor:
         """Alpha (1, 1, H, W) of a picture (1, 3, H, W) whose face has landmarks (478, 2 or 3) in pixels.
 
-        box: the square that is looked at closely; what is around it is seen from afar. silhouette: finds the bulk of
-        hair that the network loses; what either takes for the person is the person.
+        box: the square that is looked at closely; what is around it is seen from afar.
         """
-        near = self._seen(picture, landmarks, box, silhouette)
+        near = self._seen(picture, landmarks, box)
         x0, y0, side = box
         height, width = picture.shape[-2:]
         if x0 <= 0 and y0 <= 0 and x0 + side >= width and y0 + side >= height:
             return near
         more = (FAR - 1) / 2 * side
-        far = eased(self._seen(picture, landmarks, (x0 - more, y0 - more, FAR * side), silhouette), *SURE)
+        far = eased(self._seen(picture, landmarks, (x0 - more, y0 - more, FAR * side)), *SURE)
         rim = (torch.minimum(at - start, start + side - at) for at, start in zip(_axes(picture), (x0, y0), strict=True))
         inside = [eased(away / side, 0.0, RIM) for away in rim]
         return torch.lerp(far, near, inside[1][:, None] * inside[0])
 
-    def _seen(self, picture: Tensor, landmarks: Tensor, box: Square, silhouette: Silhouette | None) -> Tensor:
+    def _seen(self, picture: Tensor, landmarks: Tensor, box: Square) -> Tensor:
         """`alpha` as a square alone tells; beside and above it nothing is the person, below it what is at its edge."""
         height, width = picture.shape[-2:]
         x0, y0, side = box
@@ -71,10 +71,7 @@ class MatteNet(UNet):
         part = F.grid_sample(source, places[None], padding_mode="border", align_corners=False)
         points = (landmarks[:, :2] - torch.tensor([x0, y0])) * scale
         alpha = self(part, face_hint(points[None], SIZE))
-        if silhouette is not None:
-            seen = silhouette((part[0].permute(1, 2, 0) * 255).round().byte().numpy())
-            alpha = torch.maximum(alpha, ((torch.from_numpy(seen) - DOUBT) / (1 - 2 * DOUBT)).clamp(0, 1))
-        alpha = closed(alpha, HOLES)
+        alpha = without_holes(closed(alpha, HOLES), float(points[CHIN, 1]))
         x, y = ((axis - start) * (2 / side) - 1 for axis, start in zip(_axes(picture), (x0, y0), strict=True))
         back = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
         alpha = F.grid_sample(alpha, back[None], mode="bicubic", padding_mode="border", align_corners=False)
@@ -91,6 +88,24 @@ def closed(alpha: Tensor, reach: int) -> Tensor:
     around = grown(F.pad(alpha, (reach,) * 4, mode="replicate"), reach)
     shrunk = -grown(-around, reach)
     return torch.maximum(alpha, shrunk[..., reach:-reach, reach:-reach])
+
+
+def without_holes(alpha: Tensor, chin: float) -> Tensor:
+    """Alpha (1, 1, s, s) whose gaps below the chin (pixels from above) are filled where no way leads around the person.
+
+    The way around begins at the upper and the lateral edges: clothes reach the lower one.
+    """
+    size = alpha.shape[-1]
+    free = (F.avg_pool2d(alpha, COARSE) < WHOLE).float()
+    way = torch.zeros_like(free)
+    way[..., 0, :], way[..., :, 0], way[..., :, -1] = free[..., 0, :], free[..., :, 0], free[..., :, -1]
+    for _ in range(size):
+        farther = F.max_pool2d(way, 3, 1, 1) * free
+        if torch.equal(farther, way):
+            break
+        way = farther
+    holes = F.interpolate(grown(free - way, 1) * (1 - way), (size, size), mode="nearest")
+    return torch.maximum(alpha, holes * (torch.arange(size)[:, None] > chin))
 
 
 def face_hint(points: Tensor, size: int) -> Tensor:

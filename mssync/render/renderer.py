@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from mssync.faces import Box, FaceMesh, Silhouette, largest_face
+from mssync.face.analyser import FaceMesh, largest_face
+from mssync.faces import Box
 from mssync.motion import UNNAMED
 from mssync.reenact import SIZE, to_bytes, to_tensor
 from mssync.reenact.detector import BODY, RIGID, KeypointDetector, find_landmarks
@@ -54,7 +55,7 @@ class LayeredRenderer(nn.Module):
         self.space = motion_space
         self.precision = "float32"  # of painting: see for_rendering
         self.detector, self.surface = KeypointDetector(body_width), Surface()
-        self.matte, self.silhouette = MatteNet(matte_widths), Silhouette()
+        self.matte = MatteNet(matte_widths)
         self.mouth, self.eye = Painter("mouth", mouth_widths), Painter("eye", eye_widths)
         self.residual = Residual(residual_widths) if residual_widths else None
 
@@ -90,7 +91,7 @@ class LayeredRenderer(nn.Module):
         points, image = torch.from_numpy(landmarks), to_tensor(picture[None])
         part = (box.x0, box.y0, box.side)
         face, face_mesh, _ = face_window(picture, landmarks)
-        matte = self.matte.alpha(image, points, part, self.silhouette)
+        matte = self.matte.alpha(image, points, part)
         scene = Scene(image, matte, points, part, to_tensor(face[None]), torch.from_numpy(face_mesh))
         return Prepared(scene, motion, self.surface(motion))
 

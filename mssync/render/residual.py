@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mssync.render.painter import UNet
+from mssync.unet import UNet
 
 CELLS = 64  # along the side of the part that is drawn
 INPUTS = 18  # RGBA and face, warped; alpha at rest; field; (u, v) on the head; its view and shift: see `scene.Look`

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,28 +13,43 @@ from torch import Tensor, nn
 from mssync.config import Config
 from mssync.data.frames import MATTE, Shown, read_frames
 from mssync.errors import InputError
+from mssync.faces import CHIN, CROP_SCALE
 from mssync.pixels import shrunk, warped
 from mssync.precision import choose, drawing_precision
-from mssync.render.matte import MatteNet, face_hint
+from mssync.render.matte import FAR, MatteNet, face_hint
 from mssync.training.common import Run, fit, launched
 
 SIDE = 512  # pixels of the labels
+CLOSER, FARTHER = 0.35, 0.3  # logarithms of how much smaller and larger views are than head and shoulders
+AFAR = 0.6  # share of views from afar, of pictures that show enough around
+BEYOND = 1.15  # sides of a picture that a view may be large
+ASIDE = 0.35  # half sides of a view, up to which the face is off its middle
+TILT = 0.12  # rad, deviation
+ELSEWHERE, PLAIN = 0.6, 0.3  # share of people before another background, and of those before a plain one
+RIM, COARSEST = 9, 4  # pixels that are taken off around a person, and of the coarsest scale of what is filled in
+GREY, NOISY, COARSE = 0.15, 0.3, 0.2  # shares of views
+BAND = 10  # pixels of SIDE around hair in which errors are told
+NOISE, LEAST = 0.05, 0.3  # deviation at most; size of coarse views at least
 
 
 class Mattes:
-    """Pictures with labelled mattes of one split, in memory; sample n is a function of (seed, n)."""
+    """Pictures with labelled mattes of one split, in memory; sample n is a function of (seed, n).
 
-    def __init__(self, folder: str | Path, split: str, seed: int, size: int) -> None:
+    folders: of `mssync frames`, close or wide, with the labels of `scripts/label_mattes.py`.
+    """
+
+    def __init__(self, folders: Sequence[str | Path], split: str, seed: int, size: int) -> None:
         self.seed, self.size = seed, size
         self.pictures: list[np.ndarray] = []
         self.alphas: list[np.ndarray] = []
         self.points: list[np.ndarray] = []
-        for clip in read_frames(folder, split):
+        for clip in (clip for folder in folders for clip in read_frames(folder, split)):
             label = clip.path.with_suffix("").with_suffix(MATTE)
             if label.exists():
                 self._add(clip, label)
         if not self.pictures:
-            raise InputError(f"{folder}: no mattes of the split {split!r}; label them with scripts/label_mattes.py")
+            names = ", ".join(map(str, folders))
+            raise InputError(f"{names}: no mattes of the split {split!r}; label them with scripts/label_mattes.py")
 
     def _add(self, clip: Shown, label: Path) -> None:
         with np.load(label) as file:
@@ -63,38 +79,71 @@ class Mattes:
             torch.from_numpy(points.astype(np.float32)),
         )
 
+    def _view(self, k: int, rng: np.random.Generator) -> np.ndarray:
+        """The map (2, 3) to a view of picture k, close or from afar, as the renderer has them and less exact."""
+        points = self.points[k]
+        near = CROP_SCALE * np.ptp(points[:, 1])
+        side = near * np.exp(rng.uniform(-CLOSER, FARTHER))
+        if rng.random() < AFAR and near * FAR < 2 * SIDE:
+            side *= rng.uniform(1, FAR)
+        zoom, angle = self.size / min(side, BEYOND * SIDE), rng.normal() * TILT
+        turn = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        shift = self.size / 2 * (1 + rng.uniform(-ASIDE, ASIDE, 2)) - turn @ points.mean(0)
+        return np.concatenate([turn, shift[:, None]], 1)
+
     def sample(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
         rng = np.random.default_rng((self.seed, n))
         k = int(rng.integers(len(self)))
-        zoom, angle = self.size / SIDE * rng.uniform(0.8, 1.5), rng.normal() * 0.12
-        turn = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        room = self.size / 2 * 0.35
-        shift = self.size / 2 + rng.uniform(-room, room, 2) - turn @ (self.points[k].mean(0))
-        picture, alpha, points = self._warped(k, np.concatenate([turn, shift[:, None]], 1))
-        if rng.random() < 0.4:  # before another background
-            other = self._warped(int(rng.integers(len(self))), np.eye(2, 3) * (self.size / SIDE))[0]
-            picture = (
-                picture * alpha + other.flip(2) * (1 - alpha)
-                if rng.random() < 0.5
-                else picture * alpha + torch.from_numpy(rng.uniform(0, 1, 3)).float()[:, None, None] * (1 - alpha)
-            )
-        gain = torch.from_numpy(rng.uniform(0.6, 1.3) * rng.uniform(0.9, 1.1, 3)).float()
-        picture = (picture * gain[:, None, None]).clamp(0, 1) ** float(rng.uniform(0.7, 1.4))
-        if rng.random() < 0.15:
-            picture = picture.mean(0, keepdim=True).expand(3, -1, -1)
-        if rng.random() < 0.3:
-            picture = picture + torch.from_numpy(rng.normal(size=picture.shape).astype(np.float32)) * float(
-                rng.uniform(0, 0.05)
-            )
+        picture, alpha, points = self._warped(k, self._view(k, rng))
+        if rng.random() < ELSEWHERE:
+            colour = torch.from_numpy(rng.uniform(0, 1, 3)).float()[:, None, None]
+            plain = rng.random() < PLAIN
+            behind = colour if plain else background(*self.whole(int(rng.integers(len(self))))[:2]).flip(2)
+            picture = torch.lerp(behind.expand_as(picture), picture, alpha)
+        picture = _relit(picture, rng)
         if rng.random() < 0.5:
             picture, alpha = picture.flip(2), alpha.flip(2)
             points = torch.stack([self.size - points[:, 0], points[:, 1]], -1)
         return picture, alpha, points
 
 
+def background(picture: Tensor, alpha: Tensor) -> Tensor:
+    """A picture (3, s, s) without its person, whose alpha is (1, s, s): coarse colours of what is around instead."""
+    seen = (1 - F.max_pool2d(alpha[None], RIM, 1, RIM // 2)).clamp_min(0)
+    filled, known = picture[None] * seen, seen
+    size = picture.shape[-1]
+    while size > COARSEST:  # what is unknown here is known at a coarser scale
+        size //= 2
+        mass = F.adaptive_avg_pool2d(known, size)
+        mean = F.adaptive_avg_pool2d(filled, size) / mass.clamp_min(1e-6)
+        rough = [
+            F.interpolate(x, picture.shape[-1:] * 2, mode="bilinear") for x in (mean * (mass > 0), (mass > 0).float())
+        ]
+        filled = filled + (1 - known) * rough[0]
+        known = known + (1 - known) * rough[1]
+    return filled[0]
+
+
+def _relit(picture: Tensor, rng: np.random.Generator) -> Tensor:
+    """A picture (3, s, s) in [0, 1] in other light, by another camera."""
+    gain = torch.from_numpy(rng.uniform(0.6, 1.3) * rng.uniform(0.9, 1.1, 3)).float()
+    picture = (picture * gain[:, None, None]).clamp(0, 1) ** float(rng.uniform(0.7, 1.4))
+    if rng.random() < GREY:
+        picture = picture.mean(0, keepdim=True).expand(3, -1, -1)
+    if rng.random() < COARSE:
+        size = picture.shape[-1]
+        small = (int(size * rng.uniform(LEAST, 1)),) * 2
+        coarse = F.interpolate(picture[None], small, mode="bilinear", antialias=True)
+        picture = F.interpolate(coarse, (size, size), mode="bilinear")[0]
+    if rng.random() < NOISY:
+        noise = torch.from_numpy(rng.normal(size=picture.shape).astype(np.float32))
+        picture = picture + noise * float(rng.uniform(0, NOISE))
+    return picture
+
+
 def _losses(drawn: Tensor, wanted: Tensor) -> Tensor:
-    """L1 over a pyramid, the edges weighted up."""
-    total = torch.zeros(())
+    """Cross entropy, of which what is surely wrong learns, and L1 over a pyramid, the edges weighted up."""
+    total = F.binary_cross_entropy(drawn, wanted)
     for _ in range(4):
         edge = F.max_pool2d(wanted, 7, 1, 3) + F.max_pool2d(-wanted, 7, 1, 3)
         total = total + ((drawn - wanted).abs() * (1 + 3 * edge)).mean()
@@ -102,8 +151,8 @@ def _losses(drawn: Tensor, wanted: Tensor) -> Tensor:
     return total
 
 
-def train(config: Config, data: str | Path, run_dir: str | Path, max_minutes: float | None = None) -> Path:
-    """Train (or go on training) on the folder of `mssync frames` with its labels; returns the model file."""
+def train(config: Config, data: Sequence[str | Path], run_dir: str | Path, max_minutes: float | None = None) -> Path:
+    """Train (or go on training) on folders of `mssync frames` with their labels; returns the model file."""
     settings = config.matte_training
     run = Run(run_dir, "matte", max_minutes, launched())
     torch.manual_seed(settings.seed)
@@ -125,16 +174,30 @@ def train(config: Config, data: str | Path, run_dir: str | Path, max_minutes: fl
 
 @torch.no_grad()
 def evaluate(model: nn.Module, mattes: Mattes) -> tuple[dict[str, float], Tensor]:
-    """Mean absolute error, and a sheet: picture, label, matte."""
+    """Mean absolute error, whole and around hair, and a sheet: picture, label, matte."""
     errors: list[float] = []
+    hair: list[float] = []
     rows: list[Tensor] = []
     for k in range(len(mattes)):
         picture, alpha, points = (x[None] for x in mattes.whole(k))
         drawn = model(picture, face_hint(points, mattes.size))
         errors.append(float((drawn - alpha).abs().mean()))
+        if (band := around_hair(alpha, points)).any():
+            hair.append(float((drawn - alpha).abs()[band].mean()))
         if len(rows) < 18:
             rows.append(torch.cat([picture, alpha.expand(-1, 3, -1, -1), drawn.expand(-1, 3, -1, -1)], 3)[0])
     per = max(1, len(rows) // 3)
     columns = [torch.cat(rows[k * per : (k + 1) * per], 1) for k in range(3)]
     sheet = F.interpolate(torch.cat(columns, 2)[None], scale_factor=0.5, mode="area")[0]
-    return {"error": float(np.mean(errors))}, sheet
+    return {"error": float(np.mean(errors)), "hair": float(np.mean(hair))}, sheet
+
+
+def around_hair(alpha: Tensor, points: Tensor) -> Tensor:
+    """The band of BAND pixels of SIDE on both sides of the edge of alpha (1, 1, s, s), above the chin: a mask.
+
+    points: (1, 478, 2), of the face.
+    """
+    person, size = (alpha > 0.5).float(), alpha.shape[-1]
+    reach = round(BAND * size / SIDE)
+    edge = F.max_pool2d(person, 2 * reach + 1, 1, reach) > -F.max_pool2d(-person, 2 * reach + 1, 1, reach)
+    return edge & (torch.arange(size)[:, None] < points[0, CHIN, 1])

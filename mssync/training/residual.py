@@ -113,7 +113,7 @@ def _source(boxes: Boxes, renderer: Any, clip: range, number: int) -> Source:
     image, mesh = boxes.images[number], boxes.meshes[number]
     picture, points = to_tensor(image[None]), torch.from_numpy(mesh)
     face, face_mesh, _ = face_window(image, mesh)
-    matte = renderer.matte.alpha(picture, points, BOX, renderer.silhouette)
+    matte = renderer.matte.alpha(picture, points, BOX)
     scene = Scene(picture, matte, points, BOX, to_tensor(face[None]), torch.from_numpy(face_mesh))
     at = View(scene, SIDE, fill)
     targets = [t for t in clip if t != number]
