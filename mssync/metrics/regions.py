@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -28,12 +29,12 @@ def default_matte() -> Matte:
 
     from mssync.weights import load_model
 
-    network = load_model("reenactor", kinds=("layered",))[0].matte
+    renderer: Any = load_model("reenactor", kinds=("layered",))[0]
 
     def found(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
         image = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
         box = (0.0, 0.0, float(max(picture.shape[:2])))
-        return network.alpha(image, torch.from_numpy(points).float(), box)[0, 0].numpy()
+        return renderer.matte.alpha(image, torch.from_numpy(points).float(), box)[0, 0].numpy()
 
     return found
 
