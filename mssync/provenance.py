@@ -202,4 +202,4 @@ def _badge(height: int, width: int) -> tuple[NDArray[np.float32], NDArray[np.flo
     font = ImageFont.load_default(0.75 * fine)
     pen.text((image.width / 2, fine / 2), BADGE, fill=(255, 255), font=font, anchor="mm", stroke_width=fine // 60)
     small = np.asarray(image.resize((round(1.5 * side), side), Image.Resampling.LANCZOS), np.float32)
-    return np.repeat(small[..., :1], 3, axis=2), BADGE_OPACITY * small[..., 1:] / 255
+    return np.repeat(small[..., :1], 3, axis=2), np.float32(BADGE_OPACITY) * small[..., 1:] / np.float32(255)

@@ -11,7 +11,7 @@ import tarfile
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -29,7 +29,7 @@ def add_bytes(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     add(archive, name, io.BytesIO(content), len(content))
 
 
-def npz(**arrays: np.ndarray) -> bytes:
+def npz(**arrays: Any) -> bytes:
     """The bytes of an .npz file; numpy dates its members 1980, so they depend on the arrays alone."""
     file = io.BytesIO()
     np.savez(file, **arrays)

@@ -58,7 +58,8 @@ def music(samples: int, rng: np.random.Generator) -> Sound:
 def _tone(hz: float, samples: int, decay: float) -> Sound:
     """A plucked string: harmonics that die away, the higher the sooner. decay: 1 / s."""
     turns = 2 * np.pi * hz * np.arange(samples) / SAMPLE_RATE
-    return sum(np.sin(k * turns) * _fading(samples, k * decay) / k for k in range(1, HARMONICS + 1)).astype(np.float32)
+    harmonics = (np.sin(k * turns) * _fading(samples, k * decay) / k for k in range(1, HARMONICS + 1))
+    return sum(harmonics, np.zeros(samples)).astype(np.float32)
 
 
 def _drum(samples: int) -> Sound:

@@ -106,7 +106,7 @@ def languages(
     for recording in read_recordings(labels, split):
         wanted = torch.from_numpy(recording.labels).float()[:, :LEADING]
         for lookahead in lookaheads:
-            waveform = recording.waveform.astype(np.float32) / 32768
+            waveform = recording.waveform.astype(np.float32) / np.float32(32768)
             said = encoder.features(waveform, lookahead, len(wanted))[: len(wanted), :LEADING]
             pair = float((said - wanted).square().sum()), float(wanted.square().sum())
             for group in ("all", recording.language or "clips"):

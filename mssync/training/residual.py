@@ -218,6 +218,6 @@ def evaluate(network: nn.Module, pairs: Pairs) -> tuple[dict[str, float], Tensor
         if n % 12 == 0:
             rows.append(torch.cat([x[0] for x in (*shown, batch.real)], 2))
     names = ("without", "with", "face without", "face with")
-    values = dict(zip(names, (sums[:, 1:] / sums[:, :1]).flatten(), strict=True))
+    values = dict(zip(names, (sums[:, 1:] / sums[:, :1]).flatten().tolist(), strict=True))
     half = len(rows) // 2
     return values, torch.cat([torch.cat(rows[:half], 1), torch.cat(rows[half : 2 * half], 1)], 2)

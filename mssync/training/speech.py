@@ -123,12 +123,12 @@ class Pieces:
             times = start + speed * np.arange(count)
             labels.append(_at(recording.labels, times))
             moments = FRAME * start + speed * np.arange(FRAME * count)
-            sounds.append(_at(recording.waveform, moments) / 32768)
+            sounds.append(_at(recording.waveform, moments) / np.float32(32768))
             missing -= count
         return np.concatenate(sounds), np.concatenate(labels)
 
 
-def _at(values: NDArray, times: NDArray[np.float64]) -> NDArray[np.float32]:
+def _at(values: NDArray, times: NDArray[np.floating]) -> NDArray[np.float32]:
     """Values (n, …) at fractional indices, linear between them."""
     if (times[-1] - times[0]) == len(times) - 1:
         return values[int(times[0]) : int(times[0]) + len(times)].astype(np.float32)
