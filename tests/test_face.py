@@ -15,6 +15,7 @@ from test_render_training import write_clip
 from mssync.config import MeshTraining, load_config
 from mssync.data.views import SIZE as SQUARE
 from mssync.data.views import Squares
+from mssync.errors import InputError
 from mssync.face.analyser import FaceNets, Follower
 from mssync.face.detector import CELL, SIZE, FinderNet, decoded
 from mssync.face.geometry import ROOM, Views, cut, views_of
@@ -194,7 +195,7 @@ def test_no_network_sees_a_face_in_nothing():
 
 
 @pytest.mark.slow
-def test_both_train_and_are_put_together(folder, tmp_path):
+def test_both_train_and_are_put_together(folder, tmp_path, monkeypatch):
     config = load_config("compact", ["mesh_training.steps=3", "mesh_training.batch=4", "finder_training.steps=3",
                                      "finder_training.batch=4"])  # fmt: skip
     for train, kind, data in ((train_mesh, "mesh", folder), (train_finder, "finder", [folder, folder])):
@@ -205,7 +206,11 @@ def test_both_train_and_are_put_together(folder, tmp_path):
     script = Path(__file__).parents[1] / "scripts" / "assemble_faces.py"
     out = tmp_path / "faces.safetensors"
     made = [tmp_path / kind / f"{kind}.safetensors" for kind in ("finder", "mesh")]
-    runpy.run_path(str(script))["main"](*made, out, folder, pictures=12)
+    put_together = runpy.run_path(str(script))["main"]
+    with pytest.raises(InputError, match="train it longer"):
+        put_together(*made, out, folder, pictures=4)
+    monkeypatch.setattr("mssync.training.finder.DOUBTFUL", 0.0)  # after three steps it is sure of nothing
+    put_together(*made, out, folder, pictures=4)
     nets, about = load_model(out, kinds=("faces",))
     assert about["training"] == {"finder": 3, "mesh": 3}
     found = load_model(made[1])[0].state_dict()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mssync.config import Config, FinderTraining
 from mssync.data.views import SIZE as SQUARE
 from mssync.data.views import Squares
+from mssync.errors import InputError
 from mssync.face.analyser import FACE, LOOKS, FaceNets
 from mssync.face.detector import CELL, SIZE, UNIT, FinderNet, decoded, views
 from mssync.face.geometry import ROOM, Views, cut, views_of
@@ -227,6 +228,8 @@ def _looked_at(nets: FaceNets, made: Composer, count: int) -> tuple[Tensor, Tens
             del seen[-LOOKS:-1]
             faces.append(min(apart, default=1.0) < 0.35)
     hook.remove()
+    if not seen:
+        raise InputError("the detector finds no face, nor what could be one; train it longer")
     return torch.cat(seen), torch.tensor(faces).float()
 
 
