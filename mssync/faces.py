@@ -76,6 +76,13 @@ def crop_box(faces: list[Face], width: int, height: int) -> Box:
     return Box(_inside(left, side, width), _inside(top, side, height), float(side))
 
 
+def grown(box: Box, times: float, width: int, height: int) -> Box:
+    """A square so many times as large around a box, no larger than its picture and within it as far as it can be."""
+    side = max(box.side, min(times * box.side, max(width, height)))
+    more = (side - box.side) / 2
+    return Box(_inside(box.x0 - more, side, width), _inside(box.y0 - more, side, height), side)
+
+
 def _inside(start: float, length: float, limit: float) -> float:
     return float(np.clip(start, 0, limit - length)) if length <= limit else (limit - length) / 2
 

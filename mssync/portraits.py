@@ -43,9 +43,10 @@ def find_face(mesh: FaceMesh, picture: RGB, name: str) -> tuple[RGB, Face]:
     seen_at: dict[int, list[Face]] = {}
     more: int | None = None
     for turn in TURNED:
-        if faces := mesh(turned(picture, turn)):
+        upright = turned(picture, turn)
+        if faces := mesh(upright):
             seen_at[turn] = faces
-            if (more := _turns_to_upright(mesh, turned(picture, turn), faces[0])) is not None:
+            if (more := _turns_to_upright(mesh, upright, faces[0])) is not None:
                 break
     if not seen_at:
         raise InputError(f"{name}: no face found; use a picture that shows one face, roughly from the front")

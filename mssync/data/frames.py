@@ -28,7 +28,7 @@ from mssync.data import workers
 from mssync.data.readers import Job, read_jobs
 from mssync.errors import InputError, written_whole
 from mssync.face.analyser import FaceMesh
-from mssync.faces import Box, crop, crop_box
+from mssync.faces import crop, crop_box, grown
 from mssync.pictures import read_image
 from mssync.pixels import decode_jpeg, encode_jpeg
 from mssync.video import RGB, VideoReader
@@ -89,7 +89,7 @@ def _collect_one(job: Job, out: Path, settings: Settings) -> None:
     blobs, landmarks = [], []
     if seen:
         height, width = seen[0][0].shape[:2]
-        box = _grown(crop_box([face for _, face in seen], width, height), settings.around, width, height)
+        box = grown(crop_box([face for _, face in seen], width, height), settings.around, width, height)
         for frame, face in seen:
             picture: np.ndarray = frame
             points = np.asarray(face.landmarks, np.float32)
@@ -108,16 +108,6 @@ def _collect_one(job: Job, out: Path, settings: Settings) -> None:
             split=np.array(job.split),
             identity=np.array(job.identity),
         )
-
-
-def _grown(box: Box, times: float, width: int, height: int) -> Box:
-    """A square so many times as large around a box, no larger than its picture and within it as far as it can be."""
-    side = max(box.side, min(times * box.side, max(width, height)))
-    starts = []
-    for start, length in ((box.x0, width), (box.y0, height)):
-        start -= (side - box.side) / 2
-        starts.append(min(max(start, 0.0), length - side) if side <= length else (length - side) / 2)
-    return Box(starts[0], starts[1], side)
 
 
 def _seer(teacher: bool) -> Any:

@@ -17,6 +17,7 @@ from mssync.faces import CHIN, CROP_SCALE
 from mssync.pixels import shrunk, warped
 from mssync.precision import choose, drawing_precision
 from mssync.render.matte import FAR, MatteNet, face_hint
+from mssync.render.plate import fill, grown
 from mssync.training.common import Run, fit, launched
 
 SIDE = 512  # pixels of the labels
@@ -26,7 +27,7 @@ BEYOND = 1.15  # sides of a picture that a view may be large
 ASIDE = 0.35  # half sides of a view, up to which the face is off its middle
 TILT = 0.12  # rad, deviation
 ELSEWHERE, PLAIN = 0.6, 0.3  # share of people before another background, and of those before a plain one
-RIM, COARSEST = 9, 4  # pixels that are taken off around a person, and of the coarsest scale of what is filled in
+RIM = 4  # pixels that are taken off around a person
 GREY, NOISY, COARSE = 0.15, 0.3, 0.2  # shares of views
 BAND = 10  # pixels of SIDE around hair in which errors are told
 NOISE, LEAST = 0.05, 0.3  # deviation at most; size of coarse views at least
@@ -109,19 +110,7 @@ class Mattes:
 
 def background(picture: Tensor, alpha: Tensor) -> Tensor:
     """A picture (3, s, s) without its person, whose alpha is (1, s, s): coarse colours of what is around instead."""
-    seen = (1 - F.max_pool2d(alpha[None], RIM, 1, RIM // 2)).clamp_min(0)
-    filled, known = picture[None] * seen, seen
-    size = picture.shape[-1]
-    while size > COARSEST:  # what is unknown here is known at a coarser scale
-        size //= 2
-        mass = F.adaptive_avg_pool2d(known, size)
-        mean = F.adaptive_avg_pool2d(filled, size) / mass.clamp_min(1e-6)
-        rough = [
-            F.interpolate(x, picture.shape[-1:] * 2, mode="bilinear") for x in (mean * (mass > 0), (mass > 0).float())
-        ]
-        filled = filled + (1 - known) * rough[0]
-        known = known + (1 - known) * rough[1]
-    return filled[0]
+    return fill(picture[None], (1 - grown(alpha[None], RIM)).clamp_min(0))[0]
 
 
 def _relit(picture: Tensor, rng: np.random.Generator) -> Tensor:
@@ -199,5 +188,5 @@ def around_hair(alpha: Tensor, points: Tensor) -> Tensor:
     """
     person, size = (alpha > 0.5).float(), alpha.shape[-1]
     reach = round(BAND * size / SIDE)
-    edge = F.max_pool2d(person, 2 * reach + 1, 1, reach) > -F.max_pool2d(-person, 2 * reach + 1, 1, reach)
+    edge = grown(person, reach) > -grown(-person, reach)
     return edge & (torch.arange(size)[:, None] < points[0, CHIN, 1])
