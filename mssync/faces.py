@@ -24,6 +24,12 @@ EYE_CORNERS = (33, 263)
 LEFT_EYE_LIDS, RIGHT_EYE_LIDS = (159, 145), (386, 374)
 LEFT_EYE_WIDTH, RIGHT_EYE_WIDTH = (33, 133), (362, 263)
 INNER_LIPS, MOUTH_CORNERS = (13, 14), (61, 291)
+LEFT_LIDS = (33, 246, 161, 160, 159, 158, 157, 173, 133, 155, 154, 153, 145, 144, 163, 7)  # from the outer corner
+RIGHT_LIDS = (263, 466, 388, 387, 386, 385, 384, 398, 362, 382, 381, 380, 374, 373, 390, 249)
+LIPS = (  # the outer line, then the inner one
+    61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 409, 270, 269, 267, 0, 37, 39, 40, 185,
+    78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 415, 310, 311, 312, 13, 82, 81, 80, 191,
+)  # fmt: skip
 FOREHEAD, SUBNASALE, CHIN = 10, 2, 152
 
 CANONICAL_FILE = Path(__file__).parent / "assets" / "canonical_face.npy"  # a symmetric mean face (478, 2)

@@ -25,17 +25,13 @@ from mssync.audio import AUDIO_PER_VIDEO, SAMPLES_PER_VIDEO, features, is_silent
 from mssync.data.tracks import COMPARABLE, Track, fill_gaps, find_tracks
 from mssync.errors import InputError, PathLike
 from mssync.face.analyser import FaceMesh
-from mssync.faces import EYE_CORNERS, N_LANDMARKS, mirror_points
+from mssync.faces import EYE_CORNERS, LIPS, N_LANDMARKS, mirror_points
 from mssync.pictures import RGB
 from mssync.pyramid import LEVELS, pyramid
 from mssync.syncer import AUDIO_WINDOW, MAX_OFFSET, MOTION_WINDOW, Syncer
 from mssync.video import FPS, VideoReader
 
 # Points of the face mesh
-LIPS = (
-    61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 409, 270, 269, 267, 0, 37, 39, 40, 185,
-    78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 415, 310, 311, 312, 13, 82, 81, 80, 191,
-)  # fmt: skip
 JAW = (152, 148, 377, 176, 400, 149, 378, 150, 379, 199, 200, 175, 205, 425, 207, 427)  # chin and cheeks
 MOUTH = LIPS + JAW  # what the lips part sees, once the pose of the head is taken out
 HEAD = (  # brows, nose and eyes among the 68 points of face alignment: what the head part sees

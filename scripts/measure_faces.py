@@ -1,13 +1,15 @@
 """Measure the networks of `mssync.face` beside their teacher: `python scripts/measure_faces.py KINDS.csv`.
 
 KINDS.csv has the columns file (relative to it) and kind (as one likes; several, separated by blanks); of videos every
-VIDEO_EVERYth frame is taken. Needs `pip install "mssync[teachers]"`. Prints three tables:
+VIDEO_EVERYth frame is taken. Needs `pip install "mssync[teachers]"`. Prints four tables:
 
 1. Found faces, and mean distance of points in % of the distance of the eyes' outer corners, by kind, by how far heads
    are turned, and of pictures made worse. Of these the teacher's points in the unspoilt picture count. "mirrored": of
    the teacher's points in the mirrored picture, turned back, to those in the picture itself.
-2. Jitter: deviation of points over FRAMES frames of a still picture with noise and JPEG's traces.
-3. Lag: of a picture that is moved to and fro.
+2. Expressions along videos, FOLLOWED frames of each: r of mouth opening, lids and gaze with the teacher's, and their
+   deviation over the teacher's; beside that the same of the teacher in the mirrored pictures.
+3. Jitter: deviation of points over FRAMES frames of a still picture with noise and JPEG's traces.
+4. Lag: of a picture that is moved to and fro.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import csv
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +27,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageFilter, ImageOps
 
 from mssync.face.analyser import FaceMesh
-from mssync.faces import EYE_CORNERS, Face, mirror_points
-from mssync.meter import LIPS
+from mssync.faces import EYE_CORNERS, LIPS, Face, eye_opening, mirror_points, mouth_opening
+from mssync.metrics.appearance import MIN_SPREAD, gaze
+from mssync.metrics.estimates import correlation
 from mssync.pictures import read_image
 from mssync.pixels import decode_jpeg, encode_jpeg
 from mssync.training.perception import IRISES, LIDS
@@ -36,8 +40,10 @@ PICTURES = {".jpg", ".jpeg", ".png", ".webp"}
 VIDEO_EVERY = 50
 LARGEST = 640  # pixels of a picture
 PARTS = {"points": list(range(478)), "lips": list(LIPS), "lids": list(LIDS), "irises": list(IRISES)}
+EXPRESSIONS = {"mouth": mouth_opening, "lids": eye_opening, "gaze": gaze}
 TURNED = (20, 40)  # degrees of yaw, between frontal, turned and profile
 STILLS = 6  # pictures that jitter
+FOLLOWED = 60  # frames of each video in which expressions are compared
 FRAMES, NOISE, QUALITIES = 100, 4.0, (40, 70)  # of jitter: deviation of the noise in grey levels, JPEG's qualities
 MOVED, PERIOD = 12.0, 20  # pixels and frames, of lag
 SMALL = 48  # pixels of a small face, forehead to chin
@@ -48,16 +54,14 @@ def main(table: str) -> None:
     mesh, teacher = FaceMesh(), Teacher(agreed=False)
     seen = [(kinds, picture, face) for kinds, picture, face in pictures(table, teacher)]
     points(seen, mesh, teacher)
+    expressions(table, mesh, teacher)
     chosen = [(picture, face) for _, picture, face in seen if face][:: max(1, len(seen) // STILLS)]
     print(f"\njitter, % of the eyes' distance: ours {jitter(chosen, mesh):.2f}  teacher {jitter(chosen, teacher):.2f}")
     print(f"lag, frames: {np.mean([lag(picture, face, mesh) for picture, face in chosen]):+.2f}")
 
 
 def pictures(table: str, teacher: Teacher) -> Iterator[tuple[list[str], RGB, Face | None]]:
-    with open(table, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    for row in rows:
-        path = Path(table).parent / row["file"]
+    for path, kinds in listed(table):
         if path.suffix.lower() in PICTURES:
             frames = [read_image(path)]
         else:
@@ -66,7 +70,13 @@ def pictures(table: str, teacher: Teacher) -> Iterator[tuple[list[str], RGB, Fac
             height, width = frame.shape[:2]
             if (shrink := LARGEST / max(height, width)) < 1:
                 frame = resized(frame, round(height * shrink), round(width * shrink))
-            yield row["kind"].split(), frame, next(iter(teacher(frame)), None)
+            yield kinds, frame, next(iter(teacher(frame)), None)
+
+
+def listed(table: str) -> list[tuple[Path, list[str]]]:
+    """Files and their kinds."""
+    with open(table, newline="", encoding="utf-8") as file:
+        return [(Path(table).parent / row["file"], row["kind"].split()) for row in csv.DictReader(file)]
 
 
 def points(seen: list[tuple[list[str], RGB, Face | None]], mesh: FaceMesh, teacher: Teacher) -> None:
@@ -165,6 +175,34 @@ SPOILT: dict[str, Spoil] = {
 
 
 # Along videos
+
+
+def expressions(table: str, mesh: FaceMesh, teacher: Teacher) -> None:
+    found = {who: {name: [] for name in EXPRESSIONS} for who in ("ours", "mirrored")}
+    for path, _ in listed(table):
+        if path.suffix.lower() in PICTURES:
+            continue
+        frames = list(islice(VideoReader(path), FOLLOWED))
+        mirrored = (np.ascontiguousarray(frame[:, ::-1]) for frame in frames)
+        tracks = [
+            list(who.track(iter(shown))) for who, shown in ((teacher, frames), (mesh, frames), (teacher, mirrored))
+        ]
+        seen = [faces for faces in zip(*tracks, strict=True) if None not in faces]
+        if len(seen) < FOLLOWED // 2:
+            continue
+        wanted, ours, back = (np.array([face.landmarks for face in track]) for track in zip(*seen, strict=True))
+        back = back[:, mirror_points()] * [-1, 1, 1]
+        for name, measure in EXPRESSIONS.items():
+            right = measure(wanted)
+            if right.std() > MIN_SPREAD[name]:
+                for who, landmarks in (("ours", ours), ("mirrored", back)):
+                    found[who][name].append(
+                        (correlation(right, measure(landmarks)), measure(landmarks).std() / right.std())
+                    )
+    print(f"\n{'':12}{'videos':>7}{'r':>7}{'spread':>8}   mirrored: r  spread")
+    for name in EXPRESSIONS:
+        ours, back = (np.mean(found[who][name], 0) for who in found)
+        print(f"{name:12}{len(found['ours'][name]):7}{ours[0]:7.3f}{ours[1]:8.2f}{back[0]:14.3f}{back[1]:8.2f}")
 
 
 def jitter(chosen: list[tuple[RGB, Face]], follow: FaceMesh | Teacher) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,11 +20,11 @@ from mssync.errors import InputError
 from mssync.face.analyser import FaceNets, Follower
 from mssync.face.detector import CELL, SIZE, FinderNet, decoded
 from mssync.face.geometry import ROOM, Views, cut, views_of
-from mssync.face.mesh import MeshNet
-from mssync.faces import Box
+from mssync.face.mesh import MeshNet, places
+from mssync.faces import LEFT_LIDS, LIPS, RIGHT_LIDS, Box, mirror_points
 from mssync.metrics.frontal import mean_face
 from mssync.training.finder import Composer, asked, finding_loss, train_finder
-from mssync.training.perception import Batches, disturbed, eye_distances, train_mesh, warped
+from mssync.training.perception import Batches, disturbed, eye_distances, frame_weights, train_mesh, warped, yaws
 from mssync.weights import load_model
 
 
@@ -95,6 +96,17 @@ def test_a_batch_is_the_same_each_time_and_shows_some_strangers(folder):
     assert float(meshes[faces][..., :2].abs().median()) < 1
     away = meshes[~faces][..., :2].mean(1).abs().amax(1)  # beside the view, or half out of it
     assert float(away.min()) > 0.7
+
+
+def test_turned_heads_are_drawn_more_often_and_nobody_for_many_frames_alone():
+    angles = np.radians([0, 0, 0, 0, 20, 40])
+    turns = np.array([[[np.cos(a), 0, np.sin(a)], [0, 1, 0], [-np.sin(a), 0, np.cos(a)]] for a in angles])
+    meshes = torch.from_numpy((mean_face() @ turns.transpose(0, 2, 1)).astype(np.float32))
+    np.testing.assert_allclose(yaws(meshes), np.degrees(angles), atol=1)
+    squares = SimpleNamespace(meshes=meshes, identities=np.array(["a", "b", "b", "b", "c", "d"]))
+    weights = frame_weights(squares)
+    assert weights.sum() == pytest.approx(1)
+    np.testing.assert_allclose(weights / weights[0], [1, 3**-0.5, 3**-0.5, 3**-0.5, 2, 5], rtol=0.1)
 
 
 def test_points_of_warped_views_stay_on_what_they_marked(monkeypatch):
@@ -175,11 +187,31 @@ def test_networks_have_the_shapes_they_say():
     assert score.shape == (2,)
 
 
-def test_the_mesh_network_follows_a_picture_that_moves():
+def test_places_are_centres_of_mass():
+    maps = torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    found = places(maps)
+    for k in range(2):
+        for n in range(3):
+            mass = maps[k, n].exp() / maps[k, n].exp().sum()
+            x = sum(float(mass[i, j]) * (2 * (j + 0.5) / 6 - 1) for i in range(4) for j in range(6))
+            y = sum(float(mass[i, j]) * (2 * (i + 0.5) / 4 - 1) for i in range(4) for j in range(6))
+            assert (float(found[k, n]), float(found[k, 3 + n])) == pytest.approx((x, y), abs=1e-5)
+
+
+def test_closer_looks_move_eyes_and_lips_alone():
     torch.manual_seed(0)
-    network = MeshNet().eval()
-    places = network._places(torch.zeros(1, 48, 32, 32))
-    torch.testing.assert_close(places, torch.zeros(1, 192), atol=1e-5, rtol=0)  # nothing is anywhere
+    network, views = MeshNet().eval(), torch.rand(2, 3, 192, 192) * 2 - 1
+    meshes = torch.from_numpy(mean_face())[None].repeat(2, 1, 1) * 0.7
+    closer = network.closely(views, meshes)
+    moved = (closer != meshes).any(2).any(0)
+    assert set(moved.nonzero()[:, 0].tolist()) == {*LIPS, *LEFT_LIDS, *RIGHT_LIDS, *range(468, 478)}
+    torch.testing.assert_close(closer[..., 2], meshes[..., 2])
+    mirror, turn = torch.from_numpy(mirror_points()), torch.tensor([-1.0, 1, 1])
+    back = network.closely(views.flip(3), meshes[:, mirror] * turn)[:, mirror] * turn
+    eyes = [*LEFT_LIDS, *RIGHT_LIDS, *range(468, 478)]
+    torch.testing.assert_close(back[:, eyes], closer[:, eyes], atol=1e-4, rtol=0)  # one network sees both
+    aside = network.closely(views.roll(8, 3), meshes + torch.tensor([8 / 96, 0, 0]))
+    torch.testing.assert_close(aside, closer + torch.tensor([8 / 96, 0, 0]), atol=1e-4, rtol=0)
 
 
 def test_no_network_sees_a_face_in_nothing():

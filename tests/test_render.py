@@ -12,7 +12,7 @@ from mssync.pixels import filled
 from mssync.render import residual
 from mssync.render.carry import carried
 from mssync.render.field import RIGID, Hiding, seen, thin_plate, view, view_solver
-from mssync.render.matte import MatteNet, closed, without_holes
+from mssync.render.matte import MatteNet, closed, without_gaps, without_holes
 from mssync.render.organs import (
     EYE,
     FACE,
@@ -400,6 +400,11 @@ def test_holes_below_the_chin_are_filled_and_ways_around_are_not():
     torch.testing.assert_close(filled[..., :56, :], alpha[..., :56, :])
     assert float(filled[..., 61:69, 72:].max()) == 0
     assert float((filled - alpha).min()) >= 0
+
+
+def test_what_is_below_a_square_has_no_gaps():
+    row = torch.tensor([[0.0, 0.2, 1.0, 0.1, 0.6, 0.9, 0.3, 0.0]])
+    torch.testing.assert_close(without_gaps(row), torch.tensor([[0.0, 0.2, 1.0, 0.9, 0.9, 0.9, 0.3, 0.0]]))
 
 
 def test_gaps_of_a_matte_are_closed():

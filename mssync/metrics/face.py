@@ -6,10 +6,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mssync.faces import INNER_LIPS, LEFT_EYE_LIDS, LEFT_EYE_WIDTH, MOUTH_CORNERS, RIGHT_EYE_LIDS, RIGHT_EYE_WIDTH
+from mssync.faces import (
+    INNER_LIPS,
+    LEFT_EYE_LIDS,
+    LEFT_EYE_WIDTH,
+    LEFT_LIDS,
+    MOUTH_CORNERS,
+    RIGHT_EYE_LIDS,
+    RIGHT_EYE_WIDTH,
+    RIGHT_LIDS,
+)
 from mssync.metrics.frontal import mean_face, view_reading
 from mssync.reenact import N_VALUES
-from mssync.reenact.mesh import LEFT_LIDS, LOWER_LIP, MESH_KEYPOINTS, RIGHT_LIDS, UPPER_LIP, face_reading
+from mssync.reenact.mesh import LOWER_LIP, MESH_KEYPOINTS, UPPER_LIP, face_reading
 
 OPEN = 0.75  # quantile of the opening of eyes at which they are open: the others are in blinks, or tired
 SHUT = 0.45  # how far eyes close in a blink, at least: motion is smoothed, which leaves them open a little

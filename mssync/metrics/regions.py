@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from mssync.faces import CHIN, N_LANDMARKS, N_SKIN, mirror_points
+from mssync.faces import CHIN, LEFT_LIDS, N_LANDMARKS, N_SKIN, RIGHT_LIDS, mirror_points
 from mssync.pixels import filled, hull
-from mssync.reenact.mesh import LEFT_LIDS, LOWER_LIP, RIGHT_LIDS, UPPER_LIP, canonical_face
+from mssync.reenact.mesh import LOWER_LIP, UPPER_LIP, canonical_face
 
 REGIONS = ("whole", "face", "mouth", "eyes", "hair")
 GROWN_MOUTH, GROWN_EYES, GROWN_BROWS = 1.3, 1.4, 1.3  # in sizes of lips, lids and brows

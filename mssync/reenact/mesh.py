@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from mssync.faces import CANONICAL_FILE, N_LANDMARKS
+from mssync.faces import CANONICAL_FILE, LEFT_LIDS, N_LANDMARKS, RIGHT_LIDS
 
 READING_FILE = CANONICAL_FILE.with_name("face_reading.npy")  # `fit_reading` of the training clips
 MAP_FILE = CANONICAL_FILE.with_name("mesh_map.npy")  # `fit_mesh_map`
@@ -21,8 +21,6 @@ RIDGE = 1e-6
 # fmt: off
 UPPER_LIP = (61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291, 78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308)
 LOWER_LIP = (146, 91, 181, 84, 17, 314, 405, 321, 375, 95, 88, 178, 87, 14, 317, 402, 318, 324, 61, 291, 78, 308)
-LEFT_LIDS = (33, 246, 161, 160, 159, 158, 157, 173, 133, 155, 154, 153, 145, 144, 163, 7)
-RIGHT_LIDS = (263, 466, 388, 387, 386, 385, 384, 398, 362, 382, 381, 380, 374, 373, 390, 249)
 # fmt: on
 NEAREST = 40  # mesh points in a neighbourhood that is not listed
 SAME = 6  # decimals: what differs by less is as near

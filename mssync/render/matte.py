@@ -56,7 +56,8 @@ class MatteNet(UNet):
         return torch.lerp(far, near, inside[1][:, None] * inside[0])
 
     def _seen(self, picture: Tensor, landmarks: Tensor, box: Square) -> Tensor:
-        """`alpha` as a square alone tells; beside and above it nothing is the person, below it what is at its edge."""
+        """`alpha` as a square alone tells; beside and above it nothing is the person, below it what is between the
+        outermost that its edge shows of them."""
         height, width = picture.shape[-2:]
         x0, y0, side = box
         scale = SIZE / side
@@ -72,6 +73,7 @@ class MatteNet(UNet):
         points = (landmarks[:, :2] - torch.tensor([x0, y0])) * scale
         alpha = self(part, face_hint(points[None], SIZE))
         alpha = without_holes(closed(alpha, HOLES), float(points[CHIN, 1]))
+        alpha[..., -1, :] = without_gaps(alpha[..., -1, :])
         x, y = ((axis - start) * (2 / side) - 1 for axis, start in zip(_axes(picture), (x0, y0), strict=True))
         back = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
         alpha = F.grid_sample(alpha, back[None], mode="bicubic", padding_mode="border", align_corners=False)
@@ -106,6 +108,11 @@ def without_holes(alpha: Tensor, chin: float) -> Tensor:
         way = farther
     holes = F.interpolate(grown(free - way, 1) * (1 - way), (size, size), mode="nearest")
     return torch.maximum(alpha, holes * (torch.arange(size)[:, None] > chin))
+
+
+def without_gaps(row: Tensor) -> Tensor:
+    """Alpha (..., w) that rises from its ends up to its largest value."""
+    return torch.minimum(row.cummax(-1).values, row.flip(-1).cummax(-1).values.flip(-1))
 
 
 def face_hint(points: Tensor, size: int) -> Tensor:

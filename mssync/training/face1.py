@@ -15,11 +15,20 @@ from numpy.typing import NDArray
 from mssync.data.clips import read_clips
 from mssync.data.sequences import read_motion
 from mssync.face1 import EXPRESSIONS, EYES, IRISES, POSE, neutral, read
-from mssync.faces import INNER_LIPS, LEFT_EYE_LIDS, N_LANDMARKS, N_SKIN, RIGHT_EYE_LIDS, mirror_points
+from mssync.faces import (
+    INNER_LIPS,
+    LEFT_EYE_LIDS,
+    LEFT_LIDS,
+    N_LANDMARKS,
+    N_SKIN,
+    RIGHT_EYE_LIDS,
+    RIGHT_LIDS,
+    mirror_points,
+)
 from mssync.metrics.frontal import frontalised
 from mssync.motion import smooth
 from mssync.reenact.detector import BODY
-from mssync.reenact.mesh import LEFT_LIDS, LOWER_LIP, RIGHT_LIDS, UPPER_LIP
+from mssync.reenact.mesh import LOWER_LIP, UPPER_LIP
 
 EVERY, MOST = 3, 60  # every so many frames of a clip are looked at; of so many at most its expressions are learned
 WEIGHT = 4.0  # of lips and lids against other points

@@ -25,7 +25,7 @@ from mssync.face.geometry import ROOM, Views, cut, views_of
 from mssync.face.mesh import SIZE as VIEW
 from mssync.precision import choose, drawing_precision
 from mssync.training.common import Run, fit, launched
-from mssync.training.perception import disturbed, person_weights
+from mssync.training.perception import disturbed, frame_weights
 
 SMALLEST, LARGEST = 9.0, 230.0  # pixels of a face
 ALONE, FOUR = 0.6, 0.85  # of pictures: up to where they show one face, and up to where four pieces; the rest show none
@@ -51,8 +51,8 @@ class Composer:
 
     def __init__(self, near: Squares, wide: Squares | None, seed: int) -> None:
         self.seed = seed
-        self.near = near, person_weights(near)
-        self.wide = None if wide is None else (wide, person_weights(wide))
+        self.near = near, frame_weights(near)
+        self.wide = None if wide is None else (wide, frame_weights(wide))
 
     def __call__(self, n: int) -> tuple[Tensor, list[Face]]:
         """A picture (3, 256, 256) in [0, 1] and its faces."""

@@ -18,19 +18,17 @@ from mssync.data.views import SIZE as SQUARE
 from mssync.data.views import Squares
 from mssync.face.geometry import Views, cut, views_of
 from mssync.face.mesh import SIZE, MeshNet
-from mssync.faces import EYE_CORNERS, N_LANDMARKS, N_SKIN, mirror_points
-from mssync.meter import LIPS
+from mssync.faces import EYE_CORNERS, LEFT_LIDS, LIPS, N_LANDMARKS, N_SKIN, RIGHT_LIDS, mirror_points
 from mssync.precision import choose, drawing_precision
 from mssync.training.common import Run, fit, launched
 
-LIDS = (
-    33, 7, 163, 144, 145, 153, 154, 155, 133, 173, 157, 158, 159, 160, 161, 246,
-    263, 249, 390, 373, 374, 380, 381, 382, 362, 398, 384, 385, 386, 387, 388, 466,
-)  # fmt: skip
+LIDS = LEFT_LIDS + RIGHT_LIDS
 IRISES = tuple(range(N_SKIN, N_LANDMARKS))
 LOOKED_AT = 3.0  # weight of lips, lids and irises, of which viewers see the most
 DEPTH = 0.3  # weight of the third dimension
+TURNED = 20.0  # degrees of yaw from which on frames are drawn twice as often
 NEAR = 0.01  # eye distances below which errors count by their squares
+ROUGH = 0.5  # weight of the meshes before closer looks
 WARPED = 0.4  # share of views that are drawn out and bent
 DRAWN_OUT, BENT = 0.04, 0.015  # deviations of the matrix from the identity, and of the knots of a bend, in half a view
 BENDS = 5  # knots of a bend to a side
@@ -39,12 +37,11 @@ STRANGE = 0.2  # share of a batch that shows no face: a piece beside it, or too 
 
 
 class Batches:
-    """Views of faces, disturbed; batch n is a function of (seed, n) alone. People are drawn by the root of how many
-    frames there are of them."""
+    """Views of faces, disturbed; batch n is a function of (seed, n) alone."""
 
     def __init__(self, squares: Squares, settings: MeshTraining) -> None:
         self.squares, self.settings = squares, settings
-        self.weights = person_weights(squares)
+        self.weights = frame_weights(squares)
         self.mirror = torch.from_numpy(mirror_points())
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -78,11 +75,19 @@ class Batches:
         return Views(torch.where(faces[:, None], centre, aside), side, roll)
 
 
-def person_weights(squares: Squares) -> np.ndarray:
-    """How often each frame is drawn, (N,), of sum 1."""
+def frame_weights(squares: Squares) -> np.ndarray:
+    """How often each frame is drawn, (N,), of sum 1: people by the root of how many frames there are of them, and
+    turned heads, which are rare, the more often the more they are turned."""
     _, owner, counts = np.unique(squares.identities, return_inverse=True, return_counts=True)
-    weights = 1 / np.sqrt(counts[owner])
+    weights = (1 + (yaws(squares.meshes).numpy() / TURNED) ** 2) / np.sqrt(counts[owner])
     return weights / weights.sum()
+
+
+def yaws(meshes: Tensor) -> Tensor:
+    """How far heads are turned to a side, by meshes (B, n, 3), (B,) in [0, 90] degrees."""
+    left, right = (meshes[:, corner] for corner in EYE_CORNERS)
+    across = right - left
+    return torch.atan2(across[:, 2].abs(), across[:, :2].norm(dim=-1)).rad2deg()
 
 
 def warped(views: Tensor, meshes: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -138,6 +143,13 @@ def eye_distances(meshes: Tensor) -> Tensor:
     return (right - left).norm(dim=-1)
 
 
+def mesh_loss(found: Tensor, wanted: Tensor, weights: Tensor) -> Tensor:
+    """Mean distance of points (B, n, 3), in distances of the eyes, points weighted by (n,)."""
+    error = (found - wanted) / eye_distances(wanted)[:, None, None] * torch.tensor([1.0, 1.0, DEPTH])
+    points = F.smooth_l1_loss(error, torch.zeros_like(error), beta=NEAR, reduction="none").sum(-1)
+    return (points * weights).mean()
+
+
 def point_weights() -> Tensor:
     weights = torch.ones(N_LANDMARKS)
     weights[[*LIPS, *LIDS, *IRISES]] = LOOKED_AT
@@ -162,12 +174,15 @@ def train_mesh(config: Config, data: str | Path, run_dir: str | Path, max_minute
     def losses(step: int) -> dict[str, Tensor]:
         pictures, wanted, faces = batches(step)
         with drawing_precision(pictures, precision):
-            found, score = network(pictures.contiguous(memory_format=torch.channels_last))
-        error = (found.float() - wanted)[faces] / eye_distances(wanted)[faces, None, None]
-        error = error * torch.tensor([1.0, 1.0, DEPTH])
-        points = F.smooth_l1_loss(error, torch.zeros_like(error), beta=NEAR, reduction="none").sum(-1)
+            pictures = pictures.contiguous(memory_format=torch.channels_last)
+            rough, score = network.roughly(pictures)
+            closer = network.closely(pictures, rough)
         face = F.binary_cross_entropy_with_logits(score.float(), faces.float())
-        return {"points": (points * weights).mean(), "face": settings.face * face}
+        return {
+            "points": mesh_loss(closer[faces], wanted[faces], weights),
+            "rough": ROUGH * mesh_loss(rough[faces], wanted[faces], weights),
+            "face": settings.face * face,
+        }
 
     return fit(run, network, optimizer, settings, losses, partial(evaluate_mesh, squares=seen), ("mesh", {}))
 
