@@ -32,7 +32,7 @@ from mssync.metrics.appearance import MIN_SPREAD, gaze
 from mssync.metrics.estimates import correlation
 from mssync.pictures import read_image
 from mssync.pixels import decode_jpeg, encode_jpeg
-from mssync.training.perception import IRISES, LIDS
+from mssync.training.perception import IRISES, LIDS, yaws
 from mssync.training.teacher import Teacher
 from mssync.video import RGB, VideoReader
 
@@ -124,8 +124,7 @@ def distances(found: np.ndarray, wanted: np.ndarray) -> list[float]:
 
 
 def turned(face: Face) -> str:
-    across = face.landmarks[EYE_CORNERS[1]] - face.landmarks[EYE_CORNERS[0]]
-    yaw = np.degrees(np.arctan2(abs(across[2]), np.hypot(*across[:2])))
+    yaw = float(yaws(torch.from_numpy(face.landmarks)[None])[0])
     return ("frontal", "turned", "profile")[int(np.searchsorted(TURNED, yaw))]
 
 
