@@ -181,6 +181,11 @@ def _distance(landmarks: np.ndarray, pair: tuple[int, int]) -> np.ndarray:
     return np.linalg.norm(landmarks[..., pair[0], :] - landmarks[..., pair[1], :], axis=-1)
 
 
+def eye_distance(landmarks: np.ndarray) -> np.ndarray:
+    """Between the outer corners of the eyes, in the picture."""
+    return _distance(landmarks[..., :2], EYE_CORNERS)
+
+
 def mouth_opening(landmarks: np.ndarray) -> np.ndarray:
     """Gap between the inner lips, in distances of the outer eye corners: 0 closed, about 0.5 wide open."""
     return _distance(landmarks, INNER_LIPS) / _distance(landmarks, EYE_CORNERS)

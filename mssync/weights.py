@@ -8,11 +8,13 @@ rebuild the module) and ``training`` (JSON: steps, data, figures).
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mssync.errors import InputError, written_whole
 
@@ -170,3 +172,10 @@ def _build(kind: str, config: dict[str, Any]) -> nn.Module:
 
         return build_meter(config)
     raise KeyError(f"unknown kind of model {kind!r}")
+
+
+def fold_batch_norms(layers: nn.Sequential) -> None:
+    """Fold batch norms into the convolutions before them, in place."""
+    for i, (layer, norm) in enumerate(pairwise(layers)):
+        if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            layers[i], layers[i + 1] = fuse_conv_bn_eval(layer, norm), nn.Identity()

@@ -26,23 +26,23 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageFilter, ImageOps
 
+from mssync.data.frames import STILLS
 from mssync.face.analyser import FaceMesh
-from mssync.faces import EYE_CORNERS, LIPS, Face, eye_opening, mirror_points, mouth_opening
+from mssync.faces import LIPS, Face, eye_distance, eye_opening, head_pose, mirrored_landmarks, mouth_opening
 from mssync.metrics.appearance import MIN_SPREAD, gaze
 from mssync.metrics.estimates import correlation
 from mssync.pictures import read_image
 from mssync.pixels import decode_jpeg, encode_jpeg
-from mssync.training.perception import IRISES, LIDS, yaws
+from mssync.training.perception import IRISES, LIDS
 from mssync.training.teacher import Teacher
 from mssync.video import RGB, VideoReader
 
-PICTURES = {".jpg", ".jpeg", ".png", ".webp"}
 VIDEO_EVERY = 50
 LARGEST = 640  # pixels of a picture
 PARTS = {"points": list(range(478)), "lips": list(LIPS), "lids": list(LIDS), "irises": list(IRISES)}
 EXPRESSIONS = {"mouth": mouth_opening, "lids": eye_opening, "gaze": gaze}
 TURNED = (20, 40)  # degrees of yaw, between frontal, turned and profile
-STILLS = 6  # pictures that jitter
+SHAKEN = 6  # pictures that jitter
 FOLLOWED = 60  # frames of each video in which expressions are compared
 FRAMES, NOISE, QUALITIES = 100, 4.0, (40, 70)  # of jitter: deviation of the noise in grey levels, JPEG's qualities
 MOVED, PERIOD = 12.0, 20  # pixels and frames, of lag
@@ -55,14 +55,14 @@ def main(table: str) -> None:
     seen = [(kinds, picture, face) for kinds, picture, face in pictures(table, teacher)]
     points(seen, mesh, teacher)
     expressions(table, mesh, teacher)
-    chosen = [(picture, face) for _, picture, face in seen if face][:: max(1, len(seen) // STILLS)]
+    chosen = [(picture, face) for _, picture, face in seen if face][:: max(1, len(seen) // SHAKEN)]
     print(f"\njitter, % of the eyes' distance: ours {jitter(chosen, mesh):.2f}  teacher {jitter(chosen, teacher):.2f}")
     print(f"lag, frames: {np.mean([lag(picture, face, mesh) for picture, face in chosen]):+.2f}")
 
 
 def pictures(table: str, teacher: Teacher) -> Iterator[tuple[list[str], RGB, Face | None]]:
     for path, kinds in listed(table):
-        if path.suffix.lower() in PICTURES:
+        if path.suffix.lower() in STILLS:
             frames = [read_image(path)]
         else:
             frames = [frame for k, frame in enumerate(VideoReader(path)) if k % VIDEO_EVERY == VIDEO_EVERY // 2]
@@ -96,7 +96,7 @@ def points(seen: list[tuple[list[str], RGB, Face | None]], mesh: FaceMesh, teach
                     ours[name].append(distances(hit.landmarks, face.landmarks))
         other = next(iter(teacher(np.ascontiguousarray(picture[:, ::-1]))), None)
         if other is not None:
-            back = other.landmarks[mirror_points()] * [-1, 1, 1] + [picture.shape[1] - 1, 0, 0]
+            back = mirrored_landmarks(other.landmarks) + np.array([picture.shape[1] - 1, 0, 0])
             if near(Face(back), face):
                 for name in ("all", turned(face), *kinds):
                     mirrored[name].append(distances(back, face.landmarks))
@@ -110,21 +110,17 @@ def points(seen: list[tuple[list[str], RGB, Face | None]], mesh: FaceMesh, teach
 
 
 def near(one: Face, other: Face) -> bool:
-    return bool(np.linalg.norm((one.landmarks - other.landmarks)[:, :2].mean(0)) < eyes(other.landmarks))
-
-
-def eyes(landmarks: np.ndarray) -> float:
-    return float(np.linalg.norm(np.subtract(*landmarks[list(EYE_CORNERS), :2])))
+    return bool(np.linalg.norm((one.landmarks - other.landmarks)[:, :2].mean(0)) < eye_distance(other.landmarks))
 
 
 def distances(found: np.ndarray, wanted: np.ndarray) -> list[float]:
     """Mean distances by PARTS, %."""
-    error = 100 * np.linalg.norm((found - wanted)[:, :2], axis=1) / eyes(wanted)
+    error = 100 * np.linalg.norm((found - wanted)[:, :2], axis=1) / eye_distance(wanted)
     return [float(error[part].mean()) for part in PARTS.values()]
 
 
 def turned(face: Face) -> str:
-    yaw = float(yaws(torch.from_numpy(face.landmarks)[None])[0])
+    yaw = abs(head_pose(face.landmarks)[0])
     return ("frontal", "turned", "profile")[int(np.searchsorted(TURNED, yaw))]
 
 
@@ -148,7 +144,7 @@ def small(picture: RGB, face: Face) -> RGB:
 
 def blurred(picture: RGB, face: Face) -> RGB:
     """By a Gaussian of a deviation of a thirtieth of the eyes' distance."""
-    deviation = eyes(face.landmarks) / 30
+    deviation = eye_distance(face.landmarks) / 30
     reach = int(np.ceil(3 * deviation))
     taps = torch.exp(-torch.arange(-reach, reach + 1).square() / (2 * deviation**2))
     planes = torch.from_numpy(picture).permute(2, 0, 1)[:, None].float()
@@ -160,7 +156,7 @@ def blurred(picture: RGB, face: Face) -> RGB:
 
 def painted(picture: RGB, face: Face) -> RGB:
     """As by a coarse brush: the median of what is around each pixel, in eight tones a colour."""
-    brush = 2 * max(1, round(eyes(face.landmarks) / 40)) + 1
+    brush = 2 * max(1, round(eye_distance(face.landmarks) / 40)) + 1
     return np.array(ImageOps.posterize(Image.fromarray(picture).filter(ImageFilter.MedianFilter(brush)), 3))
 
 
@@ -179,7 +175,7 @@ SPOILT: dict[str, Spoil] = {
 def expressions(table: str, mesh: FaceMesh, teacher: Teacher) -> None:
     found = {who: {name: [] for name in EXPRESSIONS} for who in ("ours", "mirrored")}
     for path, _ in listed(table):
-        if path.suffix.lower() in PICTURES:
+        if path.suffix.lower() in STILLS:
             continue
         frames = list(islice(VideoReader(path), FOLLOWED))
         mirrored = (np.ascontiguousarray(frame[:, ::-1]) for frame in frames)
@@ -190,14 +186,12 @@ def expressions(table: str, mesh: FaceMesh, teacher: Teacher) -> None:
         if len(seen) < FOLLOWED // 2:
             continue
         wanted, ours, back = (np.array([face.landmarks for face in track]) for track in zip(*seen, strict=True))
-        back = back[:, mirror_points()] * [-1, 1, 1]
         for name, measure in EXPRESSIONS.items():
             right = measure(wanted)
             if right.std() > MIN_SPREAD[name]:
-                for who, landmarks in (("ours", ours), ("mirrored", back)):
-                    found[who][name].append(
-                        (correlation(right, measure(landmarks)), measure(landmarks).std() / right.std())
-                    )
+                for who, landmarks in (("ours", ours), ("mirrored", mirrored_landmarks(back))):
+                    said = measure(landmarks)
+                    found[who][name].append((correlation(right, said), said.std() / right.std()))
     print(f"\n{'':12}{'videos':>7}{'r':>7}{'spread':>8}   mirrored: r  spread")
     for name in EXPRESSIONS:
         ours, back = (np.mean(found[who][name], 0) for who in found)
@@ -213,7 +207,7 @@ def jitter(chosen: list[tuple[RGB, Face]], follow: FaceMesh | Teacher) -> float:
             noisy = (picture + rng.normal(0, NOISE, picture.shape)).clip(0, 255).astype(np.uint8)
             frames.append(decode_jpeg(encode_jpeg(noisy, int(rng.integers(*QUALITIES)), "4:2:0")))
         meshes = np.array([one.landmarks[:, :2] for one in follow.track(iter(frames)) if one is not None])
-        found.append(100 * np.sqrt(meshes.var(0).sum(-1)).mean() / eyes(face.landmarks))
+        found.append(100 * np.sqrt(meshes.var(0).sum(-1)).mean() / eye_distance(face.landmarks))
     return float(np.mean(found))
 
 

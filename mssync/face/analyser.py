@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
-from itertools import pairwise
 from typing import cast
 
 import numpy as np
@@ -18,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mssync.errors import InputError
 from mssync.face.detector import SIZE as PICTURE
@@ -203,13 +201,11 @@ def largest_face(mesh: FaceMesh, image: np.ndarray, name: str) -> Face:
 @lru_cache(maxsize=1)
 def shipped() -> FaceNets:
     """The networks that the package ships, batch norms folded into the convolutions before them."""
-    from mssync.weights import load_model
+    from mssync.weights import fold_batch_norms, load_model
 
     nets = cast(FaceNets, load_model("faces", kinds=("faces",))[0])
     for module in [m for m in nets.modules() if isinstance(m, nn.Sequential)]:
-        for k, (layer, norm) in enumerate(pairwise([*module])):
-            if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                module[k], module[k + 1] = fuse_conv_bn_eval(layer, norm), nn.Identity()
+        fold_batch_norms(module)
     return nets.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

@@ -1,7 +1,7 @@
 """Where faces are in a picture: a map of how likely each cell is the middle of a face, how large it is, how tilted.
 
 The picture is seen in 256 pixels, in cells of 8: faces from 9 of these pixels to all of them. Trained on faces of
-frames whose meshes a teacher has seen, shrunk, turned and put elsewhere (`training.perception`).
+frames whose meshes a teacher has seen, shrunk, turned and put elsewhere (`training.finder`).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class FinderNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         a, b, c, d, e = WIDTHS
-        self.stem = nn.Sequential(nn.PixelUnshuffle(FOLD), convolution(3 * FOLD**2, a), Residual(a))
+        self.stem = nn.Sequential(convolution(3, a, cell=FOLD), Residual(a))
         self.down1 = nn.Sequential(convolution(a, b, 2), Residual(b), Residual(b))
         self.down2 = nn.Sequential(convolution(b, c, 2), Residual(c), Residual(c))
         self.down3 = nn.Sequential(convolution(c, d, 2), Residual(d))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mssync.face.analyser import FaceMesh, largest_face
 from mssync.faces import Box
@@ -23,6 +21,7 @@ from mssync.render.organs import MOUTH, face_window
 from mssync.render.painter import Painter
 from mssync.render.residual import Residual
 from mssync.render.scene import OrganInView, Part, Scene, View, shifted
+from mssync.weights import fold_batch_norms
 
 STRIP = 32  # rows of a frame that are put together at once
 
@@ -186,13 +185,6 @@ class LayeredRenderer(nn.Module):
     def render(self, state: Prepared, motion: Tensor) -> Tensor:
         """Frames (B, 3, 256, 256) in [0, 1]."""
         return self.draw(state, motion, SIZE).permute(0, 3, 1, 2).float() / 255
-
-
-def fold_batch_norms(layers: nn.Sequential) -> None:
-    """Fold batch norms into the convolutions before them, in place."""
-    for i, (layer, norm) in enumerate(pairwise(layers)):
-        if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-            layers[i], layers[i + 1] = fuse_conv_bn_eval(layer, norm), nn.Identity()
 
 
 class Prepared:

@@ -18,8 +18,9 @@ from mssync.data.views import SIZE as SQUARE
 from mssync.data.views import Squares
 from mssync.face.geometry import Views, cut, views_of
 from mssync.face.mesh import SIZE, MeshNet
-from mssync.faces import EYE_CORNERS, LEFT_LIDS, LIPS, N_LANDMARKS, N_SKIN, RIGHT_LIDS, mirror_points
+from mssync.faces import EYE_CORNERS, LEFT_LIDS, LIPS, N_LANDMARKS, N_SKIN, RIGHT_LIDS, head_pose
 from mssync.precision import choose, drawing_precision
+from mssync.render.organs import mirror_mesh
 from mssync.training.common import Run, fit, launched
 
 LIDS = LEFT_LIDS + RIGHT_LIDS
@@ -42,7 +43,6 @@ class Batches:
     def __init__(self, squares: Squares, settings: MeshTraining) -> None:
         self.squares, self.settings = squares, settings
         self.weights = frame_weights(squares)
-        self.mirror = torch.from_numpy(mirror_points())
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Views (B, 3, 192, 192) in [-1, 1], meshes (B, 478, 3) in the views' [-1, 1], and which are faces (B,)."""
@@ -51,8 +51,7 @@ class Batches:
         pictures, meshes = self.squares.pictures(numbers), self.squares.meshes[torch.from_numpy(numbers)]
         flipped = torch.from_numpy(rng.random(len(numbers)) < 0.5)
         pictures = torch.where(flipped[:, None, None, None], pictures.flip(3), pictures)
-        turned = meshes[:, self.mirror] * torch.tensor([-1.0, 1, 1]) + torch.tensor([SQUARE - 1.0, 0, 0])
-        meshes = torch.where(flipped[:, None, None], turned, meshes)
+        meshes = torch.where(flipped[:, None, None], mirror_mesh(meshes, SQUARE - 1.0), meshes)
         faces = torch.from_numpy(rng.random(len(numbers)) >= STRANGE)
         views = self._views(meshes, faces, step, rng)
         seen, meshes = warped(cut(pictures, views, SIZE), views.from_picture(meshes), rng)
@@ -79,15 +78,9 @@ def frame_weights(squares: Squares) -> np.ndarray:
     """How often each frame is drawn, (N,), of sum 1: people by the root of how many frames there are of them, and
     turned heads, which are rare, the more often the more they are turned."""
     _, owner, counts = np.unique(squares.identities, return_inverse=True, return_counts=True)
-    weights = (1 + (yaws(squares.meshes).numpy() / TURNED) ** 2) / np.sqrt(counts[owner])
+    yaw = head_pose(squares.meshes.numpy())[:, 0]
+    weights = (1 + (yaw / TURNED) ** 2) / np.sqrt(counts[owner])
     return weights / weights.sum()
-
-
-def yaws(meshes: Tensor) -> Tensor:
-    """How far heads are turned to a side, by meshes (B, n, 3), (B,) in [0, 90] degrees."""
-    left, right = (meshes[:, corner] for corner in EYE_CORNERS)
-    across = right - left
-    return torch.atan2(across[:, 2].abs(), across[:, :2].norm(dim=-1)).rad2deg()
 
 
 def warped(views: Tensor, meshes: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:

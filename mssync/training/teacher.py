@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mssync.errors import InputError
-from mssync.faces import EYE_CORNERS, Box, Face, crop, mirror_points
+from mssync.faces import Box, Face, crop, eye_distance, mirrored_landmarks
 
 FIND, FOLLOW = 0.5, 0.3  # confidence of a face in a picture, and in the square around it
 PIXELS = (192, 512)  # side of that square, least and most
@@ -74,10 +74,10 @@ class Teacher:
         turned = self._told(square[:, ::-1])
         if turned is None:
             return None
-        turned = turned[mirror_points()] * np.array([-1, 1, 1], np.float32) + np.array([1, 0, 0], np.float32)
-        eyes = np.linalg.norm(np.subtract(*straight[list(EYE_CORNERS), :2]))
-        apart = np.linalg.norm((straight - turned)[:, :2], axis=1).mean()
-        return (straight + turned) / 2 if apart < AGREED * eyes else None
+        back = mirrored_landmarks(turned) + np.array([1, 0, 0], np.float32)
+        eyes = eye_distance(straight)
+        apart = np.linalg.norm((straight - back)[:, :2], axis=1).mean()
+        return (straight + back) / 2 if apart < AGREED * eyes else None
 
     def _told(self, square: NDArray[np.uint8]) -> NDArray[np.float32] | None:
         seen = self._still.process(np.ascontiguousarray(square)).multi_face_landmarks
